@@ -1,0 +1,151 @@
+//! `docker save` archives: v1.2 (`manifest.json`), the v25 hybrid, and the v1 form
+//! (`repositories` and ID/json, ID/layer.tar).
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sha2::Sha256;
+
+use super::source::{Source, verify};
+use super::{Error, LayerBlob, Plan, Result, compression};
+use crate::store::digest::{DiffId, Digest};
+use crate::store::reference::Name;
+
+/// Layers of a v1 image, at most (docker's own limit is 127).
+const MAX_V1_LAYERS: usize = 1000;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ManifestItem {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+/// The images that `manifest.json` lists.
+pub(super) fn plans(source: &Source) -> Result<Vec<Plan>> {
+    let text = source.document("manifest.json")?;
+    let items: Vec<ManifestItem> =
+        serde_json::from_slice(&text).map_err(|e| Error::document("manifest.json", e))?;
+    if items.is_empty() {
+        return Err(Error::document("manifest.json", "it lists no image"));
+    }
+    items.into_iter().map(|item| plan(source, item)).collect()
+}
+
+fn plan(source: &Source, item: ManifestItem) -> Result<Plan> {
+    let config = source.document(&item.config)?;
+    if let Some(expected) = digest_in(&item.config) {
+        verify(&item.config, expected, &config)?;
+    }
+    let layers = item.layers.unwrap_or_default().into_iter();
+    let layers = layers.map(|path| LayerBlob { digest: blob_digest(&path), path }).collect();
+    let tags = item.repo_tags.unwrap_or_default();
+    let names = tags.iter().map(|tag| parse_name(tag)).collect::<Result<_>>()?;
+    Ok(Plan { config, layers, names })
+}
+
+fn parse_name(text: &str) -> Result<Name> {
+    Name::parse(text).map_err(|e| Error::document("manifest.json", e))
+}
+
+/// The digest that a config's file name tells: `HEX.json`, `blobs/sha256/HEX`, `sha256:HEX`.
+fn digest_in(path: &str) -> Option<Digest> {
+    let name = path.rsplit('/').next()?;
+    let name = name.strip_suffix(".json").unwrap_or(name);
+    Digest::from_hex(name.strip_prefix("sha256:").unwrap_or(name)).ok()
+}
+
+/// The digest of a layer blob below `blobs/sha256/`; an `ID/layer.tar` tells none.
+fn blob_digest(path: &str) -> Option<Digest> {
+    Digest::from_hex(path.strip_prefix("blobs/sha256/")?).ok()
+}
+
+/// The images of the v1 form: repository -> tag -> ID of the top layer.
+pub(super) fn v1_plans(source: &Source) -> Result<Vec<Plan>> {
+    let bad = |e: &dyn std::fmt::Display| Error::document("repositories", e);
+    let text = source.document("repositories")?;
+    let known: BTreeMap<String, BTreeMap<String, String>> =
+        serde_json::from_slice(&text).map_err(|e| bad(&e))?;
+    let mut by_top: BTreeMap<String, Vec<Name>> = BTreeMap::new();
+    for (repository, tags) in known {
+        for (tag, top) in tags {
+            let name = Name::parse(&format!("{repository}:{tag}")).map_err(|e| bad(&e))?;
+            by_top.entry(top).or_default().push(name);
+        }
+    }
+    if by_top.is_empty() {
+        return Err(bad(&"it names no image"));
+    }
+    by_top.into_iter().map(|(top, names)| v1_plan(source, &top, names)).collect()
+}
+
+fn v1_plan(source: &Source, top: &str, names: Vec<Name>) -> Result<Plan> {
+    let mut chain = v1_chain(source, top)?;
+    chain.reverse(); // now the lowest first
+    let (mut layers, mut diffs, mut history) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, json) in &chain {
+        let path = format!("{id}/layer.tar");
+        diffs.push(diff_id(source, &path)?.to_string());
+        layers.push(LayerBlob { path, digest: None });
+        history.push(v1_history(json));
+    }
+    let mut config = chain.pop().map(|(_, json)| json).unwrap_or_default();
+    for gone in ["id", "parent", "Size", "parent_id", "layer_id", "throwaway"] {
+        config.shift_remove(gone);
+    }
+    config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diffs }));
+    config.insert("history".into(), Value::Array(history));
+    let config = serde_json::to_vec(&config).map_err(|e| Error::document("v1 config", e))?;
+    Ok(Plan { config, layers, names })
+}
+
+/// The image's layers with their `json`, from the top to the one without a parent.
+fn v1_chain(source: &Source, top: &str) -> Result<Vec<(String, Map<String, Value>)>> {
+    let mut chain = Vec::new();
+    let mut seen = HashSet::new();
+    let mut next = Some(top.to_owned());
+    while let Some(id) = next {
+        let path = format!("{id}/json");
+        if !seen.insert(id.clone()) || chain.len() >= MAX_V1_LAYERS {
+            return Err(Error::document(&path, "its parents never end"));
+        }
+        let text = source.document(&path)?;
+        let json: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| Error::document(&path, e))?;
+        let parent = json.get("parent").and_then(Value::as_str);
+        next = parent.filter(|parent| !parent.is_empty()).map(str::to_owned);
+        chain.push((id, json));
+    }
+    Ok(chain)
+}
+
+fn diff_id(source: &Source, path: &str) -> Result<DiffId> {
+    let mut plain = compression::decoder(source.open(path)?, path)?;
+    let mut hash = Sha256::default();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let len = compression::read_full(&mut plain, &mut buffer)
+            .map_err(|e| Error::io("read", path, e))?;
+        if len == 0 {
+            return Ok(DiffId(Digest::from_hash(hash)));
+        }
+        sha2::Digest::update(&mut hash, &buffer[..len]);
+    }
+}
+
+fn v1_history(json: &Map<String, Value>) -> Value {
+    let mut entry = Map::new();
+    for key in ["created", "author", "comment"] {
+        if let Some(value) = json.get(key).filter(|value| **value != json!("")) {
+            entry.insert(key.into(), value.clone());
+        }
+    }
+    let command = json.get("container_config").and_then(|c| c.get("Cmd")).and_then(Value::as_array);
+    if let Some(words) = command {
+        let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+        entry.insert("created_by".into(), words.join(" ").into());
+    }
+    Value::Object(entry)
+}

@@ -1,0 +1,116 @@
+//! Starting the daemon: the command returns when the tree is there, or fails with the
+//! daemon's own reason.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::fuse::{self, MountConfig, Mounted};
+use crate::overlay::{MountOptions, Overlay};
+use crate::sys::{self, Forked};
+
+/// A mount, ready to be made.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) options: MountOptions,
+    pub(super) mountpoint: PathBuf,
+    pub(super) config: MountConfig,
+    pub(super) foreground: bool,
+}
+
+/// Descriptors kept for speed: a quarter of what the process may open, within bounds.
+const MIN_KEPT_FILES: u64 = 32;
+const MAX_KEPT_FILES: u64 = 2048;
+
+/// How many threads answer the kernel: enough that a few long copy-ups leave some free.
+pub(super) fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 14) + 2
+}
+
+/// What the parent reads when the tree is there.
+const READY: &[u8] = b"\0";
+
+/// Mounts, and serves in the foreground or in a daemon.
+pub(super) fn start(plan: Plan) -> anyhow::Result<()> {
+    if plan.foreground {
+        return mount(plan)?.serve().context("serve the mount");
+    }
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context("start the daemon")?;
+    match sys::fork().context("start the daemon")? {
+        Forked::Parent(_) => {
+            drop(writer);
+            wait_until_ready(reader)
+        }
+        Forked::Child => {
+            drop(reader);
+            // SAFETY: right after the fork the child owns the standard streams and `writer`.
+            unsafe { sys::close_inherited(writer.as_fd()) };
+            let served = run_daemon(plan, File::from(writer));
+            std::process::exit(i32::from(!served))
+        }
+    }
+}
+
+fn wait_until_ready(reader: OwnedFd) -> anyhow::Result<()> {
+    let mut message = Vec::new();
+    File::from(reader).read_to_end(&mut message).context("wait for the daemon")?;
+    match &message[..] {
+        READY => Ok(()),
+        b"" => anyhow::bail!("the daemon ended before the tree was mounted"),
+        reason => anyhow::bail!("{}", String::from_utf8_lossy(reason)),
+    }
+}
+
+/// Mounts, tells the parent how that went, and serves; false if any of it failed.
+fn run_daemon(plan: Plan, mut parent: File) -> bool {
+    let mounted = mount(plan).and_then(|mounted| {
+        detach_from_caller().context("detach from the caller")?;
+        Ok(mounted)
+    });
+    let told = match &mounted {
+        Ok(_) => parent.write_all(READY),
+        Err(error) => write!(parent, "{error:#}"),
+    };
+    drop(parent);
+    // A parent that is gone cannot be told; the mount is as good.
+    let _ = told;
+    mounted.is_ok_and(|mounted| mounted.serve().is_ok())
+}
+
+fn mount(plan: Plan) -> anyhow::Result<Mounted> {
+    sys::set_umask_zero();
+    let limit = sys::raise_nofile_limit();
+    let mut options = plan.options;
+    options.max_open_files = (limit / 4).clamp(MIN_KEPT_FILES, MAX_KEPT_FILES) as usize;
+    let shown = std::path::absolute(&plan.mountpoint).unwrap_or_else(|_| plan.mountpoint.clone());
+    options.holder = holder(&shown);
+    let overlay = Overlay::open(&options)?;
+    Ok(fuse::mount(overlay, &plan.mountpoint, &plan.config)?)
+}
+
+const MOUNTED_ON: &str = ", mounted on ";
+
+/// What a locked upper layer says of who holds it.
+fn holder(mountpoint: &Path) -> String {
+    format!("pid {}{MOUNTED_ON}{}", std::process::id(), mountpoint.display())
+}
+
+/// The mountpoint out of what [`holder`] wrote.
+pub(super) fn mountpoint_of(holder: &str) -> &str {
+    holder.split_once(MOUNTED_ON).map_or(holder, |(_, mountpoint)| mountpoint)
+}
+
+/// Lets go of the caller's terminal, directory and streams.
+fn detach_from_caller() -> anyhow::Result<()> {
+    rustix::process::setsid()?;
+    std::env::set_current_dir("/")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}

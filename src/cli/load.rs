@@ -1,0 +1,39 @@
+//! `plyfs load`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::archive::{self, Loaded};
+use crate::store::Store;
+
+/// Arguments of `plyfs load`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Archives (docker save, OCI; plain, gzip, zstd or xz), OCI layout folders, or - for stdin
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Runs `plyfs load`.
+pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
+    let store = Store::open(root)?;
+    for file in &args.files {
+        let report = if file.as_os_str() == "-" {
+            archive::load(&store, std::io::stdin().lock()).context("stdin")
+        } else {
+            archive::load_path(&store, file)
+                .with_context(|| super::shown(file.as_os_str()))
+        }?;
+        for loaded in &report.images {
+            match loaded {
+                Loaded::Named(name) => println!("Loaded image: {name}"),
+                Loaded::Unnamed(id) => println!("Loaded image ID: {id}"),
+            }
+        }
+        if !report.left_out.is_empty() {
+            eprintln!("plyfs: note: not root, so the store keeps no {}", report.left_out);
+        }
+    }
+    Ok(())
+}

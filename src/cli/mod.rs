@@ -1,0 +1,139 @@
+//! The command line. One file per verb; arguments become a plain configuration once, then
+//! the library does the work. Results go to stdout, talk to stderr.
+
+mod daemon;
+mod exit;
+mod images;
+mod load;
+mod mount;
+mod mount_options;
+mod ps;
+mod rm;
+mod umount;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::Exit;
+
+/// Union mounts of directories and container images
+#[derive(Debug, Parser)]
+#[command(name = "plyfs", version, disable_help_subcommand = true, after_help = AFTER_HELP)]
+struct Cli {
+    /// The image store
+    /// [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]
+    #[arg(long, global = true, env = "PLYFS_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+As mount program (fuse-overlayfs, mount(8), fstab):
+  plyfs -o lowerdir=A:B,upperdir=U,workdir=W[,OPTION...] MOUNTPOINT
+  plyfs SOURCE MOUNTPOINT -o OPTIONS
+
+PLYFS_LOG=debug shows what happens below (see -f).";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load images from archives or OCI layout folders into the store
+    Load(load::Args),
+    /// List the images in the store
+    Images(images::Args),
+    /// Mount an image, or directories, as one tree
+    Mount(mount::Args),
+    /// Unmount a tree
+    Umount(umount::Args),
+    /// List the writable layers and where they are mounted
+    Ps(ps::Args),
+    /// Remove writable layers that are not mounted
+    Rm(rm::Args),
+}
+
+/// Verbs, for telling them from a mount source.
+const VERBS: [&str; 6] = ["load", "images", "mount", "umount", "ps", "rm"];
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if mount_options::is_mount_program_call(&args, &VERBS) {
+        return finish(mount::run_mount_program(&args));
+    }
+    start_log(None);
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { Exit::Usage } else { Exit::Success };
+            let _ = error.print(); // stdout or stderr is gone: the exit code remains
+            return code.into();
+        }
+    };
+    finish(run(cli))
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let root = store_root(cli.root)?;
+    match cli.command {
+        Command::Load(args) => load::run(&root, &args),
+        Command::Images(args) => images::run(&root, &args),
+        Command::Mount(args) => mount::run(&root, args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Ps(args) => ps::run(&root, &args),
+        Command::Rm(args) => rm::run(&root, &args),
+    }
+}
+
+/// One line for the user, with the causes, and the exit code.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => {
+            eprintln!("plyfs: {error:#}");
+            Exit::Failure.into()
+        }
+    }
+}
+
+/// Where the store is, by the command line, else by who asks.
+fn store_root(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(root) = given {
+        return Ok(std::path::absolute(root)?);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/plyfs".into());
+    }
+    let from_env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let data = match (from_env("XDG_DATA_HOME"), from_env("HOME")) {
+        (Some(data), _) => PathBuf::from(data),
+        (None, Some(home)) => PathBuf::from(home).join(".local/share"),
+        (None, None) => anyhow::bail!("no store: set --root, PLYFS_ROOT, XDG_DATA_HOME or HOME"),
+    };
+    Ok(std::path::absolute(data)?.join("plyfs"))
+}
+
+/// Sends the log to stderr, at `level` or at what PLYFS_LOG says.
+fn start_log(level: Option<log::LevelFilter>) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Warn);
+    builder.parse_env("PLYFS_LOG");
+    if let Some(level) = level {
+        builder.filter_level(level);
+    }
+    builder.format_timestamp(None).init();
+}
+
+/// A file name for messages: what a terminal could take for a command is escaped.
+fn shown(name: &OsStr) -> String {
+    name.to_string_lossy().chars().flat_map(escape_control).collect()
+}
+
+fn escape_control(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = (!c.is_control()).then_some(c);
+    escaped.into_iter().flatten().chain(plain)
+}

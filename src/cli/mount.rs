@@ -1,0 +1,177 @@
+//! `plyfs mount`, and the mount program's form of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::daemon::{self, Plan};
+use super::mount_options::{Call, Options};
+use crate::fuse::{Allow, FS_TYPE, MountConfig, MountFlag};
+use crate::overlay::{MountOptions, UpperOptions};
+use crate::store::Store;
+use crate::store::containers::Container;
+
+/// Arguments of `plyfs mount`.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT
+       plyfs mount [OPTIONS] --lower DIR... [--upper DIR --work DIR] MOUNTPOINT")]
+pub(super) struct Args {
+    /// IMAGE (name[:tag], ID, or the beginning of one) and MOUNTPOINT; with --lower only MOUNTPOINT
+    #[arg(value_name = "IMAGE|MOUNTPOINT", num_args = 1..=2, required = true)]
+    targets: Vec<PathBuf>,
+    /// Mount this directory instead of an image; the first is on top
+    #[arg(long, value_name = "DIR")]
+    lower: Vec<PathBuf>,
+    /// Put changes here (with --lower)
+    #[arg(long, value_name = "DIR", requires = "work", requires = "lower")]
+    upper: Option<PathBuf>,
+    /// Build changes here; on the same filesystem as --upper
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    work: Option<PathBuf>,
+    /// Name of the image's writable layer; one that exists is mounted again
+    #[arg(long, conflicts_with_all = ["read_only", "lower"])]
+    name: Option<String>,
+    /// No writable layer
+    #[arg(long, conflicts_with = "upper")]
+    read_only: bool,
+    /// Do not sync what is copied up: a crash of the machine may lose changes
+    #[arg(long)]
+    volatile: bool,
+    /// Let other users in, as permissions say (root's mounts always do)
+    #[arg(long)]
+    allow_other: bool,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+}
+
+/// Runs `plyfs mount`.
+pub(super) fn run(root: &Path, args: Args) -> anyhow::Result<()> {
+    match (&args.targets[..], args.lower.is_empty()) {
+        ([mountpoint], false) => mount_directories(&args, mountpoint),
+        ([image, mountpoint], true) => mount_image(root, &args, image, mountpoint),
+        ([_], true) => bail!("what shall be mounted? give IMAGE MOUNTPOINT, or --lower DIR MOUNTPOINT"),
+        _ => bail!("give either an image or --lower, not both"),
+    }
+}
+
+fn mount_directories(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
+    check_free(mountpoint)?;
+    let mut options = MountOptions::new(args.lower.clone());
+    options.volatile = args.volatile;
+    if let (Some(upper), Some(work)) = (&args.upper, &args.work) {
+        options.upper = Some(UpperOptions { upper: upper.clone(), work: work.clone() });
+    }
+    let source = args.lower[0].to_string_lossy().into_owned();
+    daemon::start(plan(args, options, source, mountpoint))
+}
+
+fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> anyhow::Result<()> {
+    check_free(mountpoint)?;
+    let asked = image.to_str().context("an image's name is UTF-8")?;
+    let store = Store::open(root)?;
+    let image = store.find_image(asked)?;
+    let mut options = MountOptions::new(store.layer_dirs(&image)?);
+    options.volatile = args.volatile;
+    if args.read_only {
+        return daemon::start(plan(args, options, asked.to_owned(), mountpoint));
+    }
+    let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
+    options.upper = Some(UpperOptions { upper: container.upper(), work: container.work() });
+    let result = check_layers(&options)
+        .and_then(|()| start_container(plan(args, options, asked.to_owned(), mountpoint), &container));
+    if result.is_err() && is_new {
+        store.remove_container(&container).context("remove the unused writable layer")?;
+    }
+    result
+}
+
+/// Mounts a container; its name is the result, once the tree is there.
+fn start_container(plan: Plan, container: &Container) -> anyhow::Result<()> {
+    if plan.foreground {
+        println!("{}", container.name);
+        return daemon::start(plan);
+    }
+    daemon::start(plan)?;
+    println!("{}", container.name);
+    Ok(())
+}
+
+fn check_layers(options: &MountOptions) -> anyhow::Result<()> {
+    for lower in &options.lowers {
+        if !lower.is_dir() {
+            bail!("the store lacks a layer of this image: {} is gone", lower.display());
+        }
+    }
+    Ok(())
+}
+
+fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -> Plan {
+    let flags = if options.upper.is_none() { vec![MountFlag::ReadOnly] } else { Vec::new() };
+    let allow = args.allow_other.then_some(Allow::Everybody);
+    Plan {
+        options,
+        mountpoint: mountpoint.to_owned(),
+        config: config(source, flags, allow),
+        foreground: args.foreground,
+    }
+}
+
+fn config(source: String, flags: Vec<MountFlag>, allow: Option<Allow>) -> MountConfig {
+    // A root filesystem is for all its users; whoever is root here may let them in.
+    let by_default =
+        if rustix::process::geteuid().is_root() { Allow::Everybody } else { Allow::Owner };
+    MountConfig {
+        source,
+        flags,
+        allow: allow.unwrap_or(by_default),
+        threads: daemon::default_threads(),
+    }
+}
+
+/// Refuses a mountpoint that is not a directory, or has a plyfs mount already.
+fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
+    let shown = mountpoint.display();
+    let absolute = match mountpoint.canonicalize() {
+        Ok(absolute) => absolute,
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            bail!("mountpoint {shown}: a dead mount is there; unmount it first (plyfs umount)")
+        }
+        Err(error) => return Err(error).with_context(|| format!("mountpoint {shown}")),
+    };
+    if !absolute.is_dir() {
+        bail!("mountpoint {shown}: not a directory");
+    }
+    if super::umount::is_mounted(&absolute, FS_TYPE) {
+        bail!("mountpoint {shown}: busy, a plyfs tree is mounted there");
+    }
+    Ok(())
+}
+
+/// Runs the program as fuse-overlayfs and mount(8) call it.
+pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
+    let call = Call::parse(&args[1..])?;
+    super::start_log(call.debug.then_some(log::LevelFilter::Debug));
+    let Options { lowers, upper, work, volatile, fsname, allow, flags, unknown } = call.options;
+    for option in unknown {
+        eprintln!("plyfs: warning: unknown option {option} ignored");
+    }
+    let program = args[0].to_string_lossy().into_owned();
+    let source = fsname.or(call.source).unwrap_or(program);
+    let mut options = MountOptions::new(lowers);
+    options.volatile = volatile;
+    if let (Some(upper), Some(work)) = (upper, work) {
+        options.upper = Some(UpperOptions { upper, work });
+    }
+    let mut flags = flags;
+    if options.upper.is_none() && !flags.contains(&MountFlag::ReadOnly) {
+        flags.push(MountFlag::ReadOnly);
+    }
+    daemon::start(Plan {
+        options,
+        mountpoint: call.mountpoint,
+        config: config(source, flags, allow),
+        foreground: call.foreground,
+    })
+}

@@ -1,0 +1,54 @@
+//! `plyfs ps`.
+
+use std::path::Path;
+
+use super::daemon::mountpoint_of;
+use super::images::OutputFormat;
+use crate::layers::upper::lock_holder;
+use crate::store::Store;
+
+/// Arguments of `plyfs ps`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+}
+
+/// Runs `plyfs ps`.
+pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for container in Store::open(root)?.containers()? {
+        let holder = lock_holder(&container.work());
+        let mounted_on = holder.as_deref().map(mountpoint_of).unwrap_or_default().to_owned();
+        rows.push((container, mounted_on));
+    }
+    match args.format {
+        OutputFormat::Table => {
+            let width = |len: fn(&(crate::store::containers::Container, String)) -> usize, head: &str| {
+                rows.iter().map(len).chain([head.len()]).max().unwrap_or(0)
+            };
+            let name = width(|(c, _)| c.name.len(), "NAME");
+            let image = width(|(c, _)| c.image.len(), "IMAGE");
+            println!("{:name$}   {:image$}   MOUNTED ON", "NAME", "IMAGE");
+            for (container, mounted_on) in &rows {
+                let on = if mounted_on.is_empty() { "-" } else { mounted_on };
+                println!("{:name$}   {:image$}   {on}", container.name, container.image);
+            }
+        }
+        OutputFormat::Json => {
+            for (container, mounted_on) in &rows {
+                let row = serde_json::json!({
+                    "Name": container.name,
+                    "ID": container.id,
+                    "Image": container.image,
+                    "ImageID": container.image_id.to_string(),
+                    "Created": container.created,
+                    "Mountpoint": mounted_on,
+                });
+                println!("{row}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! The wire: a union as a FUSE filesystem. The only module that knows `fuser`.
+//!
+//! - [`mount`]: attach a union to a directory; the tree is there when it returns
+//! - [`Mounted::serve`]: answer the kernel until the tree is unmounted
+//! - [`unmount`]: detach a mountpoint
+
+mod attach;
+mod convert;
+mod ops;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fuser::{Config, Session, SessionACL};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+pub use attach::{MountFlag, unmount};
+use ops::Ops;
+
+use crate::overlay::Overlay;
+
+/// The filesystem type in /proc/mounts.
+pub const FS_TYPE: &str = "fuse.plyfs";
+
+/// Why a union could not be mounted, or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no FUSE device.
+    #[error("no /dev/fuse: the fuse kernel module is not loaded, or the container has no such device")]
+    NoDevice,
+    /// The FUSE device cannot be opened.
+    #[error("no permission to open /dev/fuse (it is usually mode 0666; here it is not)")]
+    DeviceDenied,
+    /// The mountpoint is not a usable directory.
+    #[error("mountpoint {path}: {source}")]
+    Mountpoint {
+        /// The mountpoint.
+        path: String,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The kernel, or fusermount3 for an ordinary user, refused.
+    #[error("mount on {path}: {message}")]
+    Refused {
+        /// The mountpoint.
+        path: String,
+        /// What it said.
+        message: String,
+    },
+    /// The mountpoint could not be detached.
+    #[error("unmount {path}: {message}")]
+    Unmount {
+        /// The mountpoint.
+        path: String,
+        /// What the kernel or fusermount3 said.
+        message: String,
+    },
+}
+
+/// Who may use the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Only the user who mounts.
+    Owner,
+    /// That user and root (`allow_root`).
+    OwnerAndRoot,
+    /// Everybody, as permissions say (`allow_other`).
+    Everybody,
+}
+
+/// How a union is mounted.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The source in /proc/mounts.
+    pub source: String,
+    /// mount(2)'s flags.
+    pub flags: Vec<MountFlag>,
+    /// Who may use it.
+    pub allow: Allow,
+    /// Threads that answer the kernel.
+    pub threads: usize,
+}
+
+/// A union that is mounted and waits to be served.
+#[derive(Debug)]
+pub struct Mounted {
+    session: Session<Ops>,
+    mountpoint: PathBuf,
+}
+
+/// Mounts `overlay` on the directory `mountpoint`. Requests wait until [`Mounted::serve`].
+pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Result<Mounted, Error> {
+    let mountpoint = attach::check_mountpoint(mountpoint)?;
+    let mut session_config = Config::default();
+    session_config.acl = match config.allow {
+        Allow::Owner => SessionACL::Owner,
+        Allow::OwnerAndRoot => SessionACL::RootAndOwner,
+        Allow::Everybody => SessionACL::All,
+    };
+    session_config.n_threads = Some(config.threads.max(1));
+    session_config.clone_fd = true;
+    let session = attach::attach(Ops { overlay }, &mountpoint, config, session_config)?;
+    Ok(Mounted { session, mountpoint })
+}
+
+impl Mounted {
+    /// Answers the kernel until the tree is unmounted, by whomever; SIGTERM, SIGINT and
+    /// SIGHUP unmount it.
+    pub fn serve(self) -> io::Result<()> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let handle = signals.handle();
+        let mountpoint = self.mountpoint;
+        let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
+            for _ in &mut signals {
+                if let Err(error) = unmount(&mountpoint, true) {
+                    log::error!("{error}");
+                }
+            }
+        })?;
+        let result = self.session.run();
+        handle.close();
+        if watcher.join().is_err() {
+            log::error!("the signal thread panicked");
+        }
+        result
+    }
+}

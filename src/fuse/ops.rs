@@ -1,0 +1,547 @@
+//! The FUSE operations: decode, one call into the union, reply. They decide nothing.
+//!
+//! OPEN, OPENDIR and FLUSH are answered ENOSYS once, after which the kernel opens, caches
+//! and closes by itself (FUSE_NO_OPEN_SUPPORT): all I/O is addressed by inode. Since the
+//! union is the only writer, entries, attributes and missing names are cached for ever.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow,
+};
+
+use super::convert;
+use crate::overlay::{
+    Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
+    WriteFlags,
+};
+use crate::sys::FileType;
+
+/// How long the kernel may believe what it was told: until it changes it itself.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+const GENERATION: Generation = Generation(0);
+/// Largest WRITE in bytes: what the kernel's default page limit (256) allows.
+const MAX_WRITE: u32 = 1 << 20;
+/// Read-ahead and other background requests in flight at a time.
+const MAX_BACKGROUND: u16 = 64;
+
+/// A union behind the FUSE protocol.
+#[derive(Debug)]
+pub(super) struct Ops {
+    pub(super) overlay: Overlay,
+}
+
+thread_local! {
+    /// Reused by every READ of a worker: a fresh buffer costs more than a small read.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn errno(operation: &str, error: &Error) -> Errno {
+    convert::errno(operation, error)
+}
+
+/// Replies with an inode, found or made.
+fn reply_entry(reply: ReplyEntry, operation: &str, result: &Result<Attr>) {
+    match result {
+        Ok(attr) => reply.entry(&FOREVER, &convert::attr(attr), GENERATION),
+        Err(error) => reply.error(errno(operation, error)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, operation: &str, result: &Result<Attr>) {
+    match result {
+        Ok(attr) => reply.attr(&FOREVER, &convert::attr(attr)),
+        Err(error) => reply.error(errno(operation, error)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, operation: &str, result: &Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(operation, error)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite, operation: &str, result: &Result<usize>) {
+    match result {
+        Ok(written) => reply.written(u32::try_from(*written).unwrap_or(u32::MAX)),
+        Err(error) => reply.error(errno(operation, error)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, operation: &str, size: u32, result: &Result<Vec<u8>>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(value),
+        Err(error) => reply.error(errno(operation, error)),
+    }
+}
+
+fn owner(req: &Request) -> Owner {
+    Owner { uid: req.uid(), gid: req.gid() }
+}
+
+/// A missing name as the kernel caches it: an entry with inode 0.
+fn no_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: fuser::FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+impl Filesystem for Ops {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_NO_OPEN_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_POSIX_ACL
+            | InitFlags::FUSE_DONT_MASK;
+        let offered = wanted & config.capabilities();
+        if let Err(refused) = config.add_capabilities(offered) {
+            log::warn!("the kernel refuses {refused:?}");
+        }
+        let must = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        if !offered.contains(must) {
+            return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
+        }
+        for result in [config.set_max_write(MAX_WRITE).err(), config.set_max_readahead(MAX_WRITE).err()]
+        {
+            if let Some(nearest) = result {
+                log::debug!("the kernel's limit is {nearest} bytes");
+            }
+        }
+        if config.set_max_background(MAX_BACKGROUND).is_err() {
+            log::debug!("the kernel keeps its limit of background requests");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
+            Err(Error::NotFound) => reply.entry(&FOREVER, &no_entry(), GENERATION),
+            result => reply_entry(reply, "lookup", &result),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.overlay.forget(convert::ino(ino), nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attr(reply, "getattr", &self.overlay.getattr(convert::ino(ino)));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::time_change),
+            mtime: mtime.map(convert::time_change),
+            // The wire's FATTR_KILL_SUIDGID is not passed on by fuser: root has CAP_FSETID.
+            kill_suidgid: req.uid() != 0,
+        };
+        reply_attr(reply, "setattr", &self.overlay.setattr(convert::ino(ino), &change));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.overlay.readlink(convert::ino(ino)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno("readlink", &error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::RegularFile | FileType::Unknown => NodeKind::File,
+            kind => NodeKind::Special { kind, rdev: convert::decode_device(rdev) },
+        };
+        let node = Node { kind, mode: mode & 0o7777, umask, owner: owner(req) };
+        let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
+        reply_entry(reply, "mknod", &result);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let node =
+            Node { kind: NodeKind::Directory, mode: mode & 0o7777, umask, owner: owner(req) };
+        let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
+        reply_entry(reply, "mkdir", &result);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.overlay.unlink(convert::ino(parent), name.as_bytes());
+        reply_empty(reply, "unlink", &result);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.overlay.rmdir(convert::ino(parent), name.as_bytes());
+        reply_empty(reply, "rmdir", &result);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let kind = NodeKind::Symlink(target.as_os_str().as_bytes());
+        let node = Node { kind, mode: 0o777, umask: 0, owner: owner(req) };
+        let result = self.overlay.create(convert::ino(parent), link_name.as_bytes(), &node);
+        reply_entry(reply, "symlink", &result);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            flags if flags.is_empty() => RenameMode::Replace,
+            _ => return reply.error(Errno::EINVAL), // as the kernel's overlayfs
+        };
+        let (parent, newparent) = (convert::ino(parent), convert::ino(newparent));
+        let result =
+            self.overlay.rename(parent, name.as_bytes(), newparent, newname.as_bytes(), mode);
+        reply_empty(reply, "rename", &result);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
+        reply_entry(reply, "link", &self.overlay.link(ino, parent, newname.as_bytes()));
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let node = Node { kind: NodeKind::File, mode: mode & 0o7777, umask, owner: owner(req) };
+        match self.overlay.create(convert::ino(parent), name.as_bytes(), &node) {
+            Ok(attr) => reply.created(
+                &FOREVER,
+                &convert::attr(&attr),
+                GENERATION,
+                FileHandle(0),
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(error) => reply.error(errno("create", &error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            match self.overlay.read(convert::ino(ino), offset, &mut buffer[..size]) {
+                Ok(len) => reply.data(&buffer[..len]),
+                Err(error) => reply.error(errno("read", &error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: fuser::WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill_suidgid = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let result =
+            self.overlay.write(convert::ino(ino), offset, data, WriteFlags { kill_suidgid });
+        reply_written(reply, "write", &result);
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, "fsync", &self.overlay.fsync(convert::ino(ino), datasync));
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
+            let number = INodeNo(entry.attr.ino.0);
+            let name = OsStr::from_bytes(&entry.name);
+            let full = reply.add(number, entry.cookie, convert::kind(entry.attr.kind), name);
+            if !full && entry.counted {
+                self.overlay.forget(entry.attr.ino, 1); // READDIR makes no references
+            }
+            !full
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno("readdir", &error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
+            let attr = convert::attr(&entry.attr);
+            let name = OsStr::from_bytes(&entry.name);
+            !reply.add(attr.ino, entry.cookie, name, &FOREVER, &attr, GENERATION)
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno("readdirplus", &error)),
+        }
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, "fsyncdir", &self.overlay.fsync(convert::ino(ino), datasync));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.overlay.statfs() {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.blocks_free,
+                s.blocks_available,
+                s.files,
+                s.files_free,
+                s.block_size,
+                crate::layers::marks::NAME_MAX as u32,
+                s.fragment_size,
+            ),
+            Err(error) => reply.error(errno("statfs", &error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
+        let result = self.overlay.set_xattr(ino, name.as_bytes(), value, flags);
+        reply_empty(reply, "setxattr", &result);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let result = self.overlay.get_xattr(convert::ino(ino), name.as_bytes());
+        reply_xattr(reply, "getxattr", size, &result);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, "listxattr", size, &self.overlay.list_xattrs(convert::ino(ino)));
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.overlay.remove_xattr(convert::ino(ino), name.as_bytes());
+        reply_empty(reply, "removexattr", &result);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.overlay.fallocate(convert::ino(ino), mode, offset, length);
+        reply_empty(reply, "fallocate", &result);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = if whence == libc::SEEK_HOLE { Seek::Hole } else { Seek::Data };
+        let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+        match self.overlay.seek(convert::ino(ino), offset, what) {
+            Ok(found) => reply.offset(found.cast_signed()),
+            Err(error) => reply.error(errno("lseek", &error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
+        // The reply has 32 bits for what was copied.
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        let result = self.overlay.copy_range(from, offset_in, to, offset_out, len);
+        reply_written(reply, "copy_file_range", &result);
+    }
+}

@@ -1,0 +1,272 @@
+//! What upper cannot say by itself, kept in workdir: which lower file an upper file came
+//! from, and which upper file stands for a lower one that has several names.
+//!
+//! ```text
+//! WORK/index/<number in hex>   a hard link to the copied-up file whose origin has this number;
+//!                              only for origins that have several names in their layer
+//! WORK/origins                 32-byte records, little-endian, the last one of a key wins:
+//!                                upper inode u64 | origin u64 | birth secs i64 | nanos u32 | left u32
+//! ```
+//!
+//! With `upper inode` non-zero, the record says that this upper inode shows the number
+//! `origin`; the birth time guards against an inode number that upper gave away again.
+//! `left` counts the names of the origin that still lie in its layer and show this file; it
+//! is meaningful for origins of several names, whose visible link count is
+//! `st_nlink - 1 (the index) + left`.
+//!
+//! The log is not synced: after a crash of the machine (not of the daemon) an inode number
+//! may fall back to upper's own. The links in `index/` are as durable as upper itself.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::number::Ino;
+use crate::sys::{self, Errno, Ignoring, Stat, Timestamp};
+
+const RECORD: usize = 32;
+const LOG_NAME: &str = "origins";
+const LOG_NAME_NEW: &str = "origins.new";
+/// The log is rewritten at mount when it has this many times the records needed.
+const SLACK: usize = 2;
+
+/// The index of one workdir.
+#[derive(Debug)]
+pub struct Index {
+    dir: OwnedFd,
+    log: File,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Upper inode -> its birth and the number it shows.
+    origins: HashMap<u64, (Timestamp, Ino)>,
+    /// Origin of several names -> how many of them still show the file from their layer.
+    left: HashMap<Ino, u32>,
+    /// Origins with a link in `index/`.
+    linked: HashSet<Ino>,
+}
+
+struct Record {
+    upper: u64,
+    origin: Ino,
+    birth: Timestamp,
+    left: u32,
+}
+
+/// `left` of a record that says nothing of it.
+const LEFT_UNSAID: u32 = u32::MAX;
+
+impl Index {
+    /// Opens or makes the index below `work`.
+    pub fn open(work: BorrowedFd<'_>) -> sys::Result<Self> {
+        match rustix::fs::mkdirat(work, "index", Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let dir = sys::open_at(work, b"index", sys::O_DIRECTORY)?;
+        let mut known = Known::default();
+        let records = read_log(work, &mut known)?;
+        for entry in sys::read_dir(dir.as_fd())? {
+            if let Some(origin) = parse_link_name(&entry.name) {
+                known.linked.insert(origin);
+            }
+        }
+        if records > SLACK * (known.origins.len() + known.left.len() + 1) {
+            rewrite_log(work, &known)?;
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+        let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(Self { dir, log: log.into(), known: Mutex::new(known) })
+    }
+
+    /// The number that the upper file `upper` shows instead of its own, if it was copied up.
+    pub fn origin(&self, upper: &Stat) -> Option<Ino> {
+        let known = self.known.lock();
+        let (birth, origin) = known.origins.get(&upper.ino)?;
+        (*birth == upper.btime.unwrap_or_default()).then_some(*origin)
+    }
+
+    /// Records that the upper file `upper` shows the number `origin`.
+    pub fn record_origin(&self, upper: &Stat, origin: Ino) -> sys::Result<()> {
+        let birth = upper.btime.unwrap_or_default();
+        self.known.lock().origins.insert(upper.ino, (birth, origin));
+        if upper.btime.is_none() {
+            return Ok(()); // nothing would tell a reused inode number from this one
+        }
+        self.append(&Record { upper: upper.ino, origin, birth, left: LEFT_UNSAID })
+    }
+
+    /// Forgets an upper inode that is about to go.
+    pub fn forget_origin(&self, upper_ino: u64) {
+        self.known.lock().origins.remove(&upper_ino);
+    }
+
+    /// How many of the origin's names still lie in its layer, if that was ever changed.
+    pub fn left(&self, origin: Ino) -> Option<u32> {
+        self.known.lock().left.get(&origin).copied()
+    }
+
+    /// Records how many of the origin's names still lie in its layer.
+    pub fn set_left(&self, origin: Ino, left: u32) -> sys::Result<()> {
+        self.known.lock().left.insert(origin, left);
+        self.append(&Record { upper: 0, origin, birth: Timestamp::default(), left })
+    }
+
+    /// Whether an upper file stands for this lower file of several names.
+    pub fn is_linked(&self, origin: Ino) -> bool {
+        self.known.lock().linked.contains(&origin)
+    }
+
+    /// The directory of the links.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The link's name for `origin`.
+    pub fn link_name(origin: Ino) -> Vec<u8> {
+        format!("{:016x}", origin.0).into_bytes()
+    }
+
+    /// Makes the upper file behind `fd` stand for `origin`.
+    pub fn link(&self, fd: BorrowedFd<'_>, origin: Ino) -> sys::Result<()> {
+        let name = Self::link_name(origin);
+        // A link left by a copy-up that a crash cut short has no name in upper: replace it.
+        rustix::fs::unlinkat(&self.dir, &name[..], AtFlags::empty()).ignoring(Errno::NOENT)?;
+        sys::link_fd(fd, self.dir(), &name)?;
+        self.known.lock().linked.insert(origin);
+        Ok(())
+    }
+
+    /// Drops the link for `origin`, whose last visible name is gone.
+    pub fn unlink(&self, origin: Ino) -> sys::Result<()> {
+        let name = Self::link_name(origin);
+        rustix::fs::unlinkat(&self.dir, &name[..], AtFlags::empty()).ignoring(Errno::NOENT)?;
+        self.known.lock().linked.remove(&origin);
+        Ok(())
+    }
+
+    fn append(&self, record: &Record) -> sys::Result<()> {
+        (&self.log)
+            .write_all(&record.encode())
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    }
+}
+
+fn parse_link_name(name: &[u8]) -> Option<Ino> {
+    let text = std::str::from_utf8(name).ok()?;
+    u64::from_str_radix(text, 16).ok().map(Ino)
+}
+
+/// Applies the log to `known` and returns how many records it has.
+fn read_log(work: BorrowedFd<'_>, known: &mut Known) -> sys::Result<usize> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(work, LOG_NAME, flags, Mode::empty());
+    let Some(fd) = opened.ignoring(Errno::NOENT)? else {
+        return Ok(0);
+    };
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let whole = bytes.chunks_exact(RECORD); // a torn last record is left out
+    let count = whole.len();
+    whole.map(Record::decode).for_each(|record| known.apply(&record));
+    Ok(count)
+}
+
+fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
+    let mut bytes = Vec::new();
+    for (upper, (birth, origin)) in &known.origins {
+        let record =
+            Record { upper: *upper, origin: *origin, birth: *birth, left: LEFT_UNSAID };
+        bytes.extend_from_slice(&record.encode());
+    }
+    for (origin, left) in &known.left {
+        let record =
+            Record { upper: 0, origin: *origin, birth: Timestamp::default(), left: *left };
+        bytes.extend_from_slice(&record.encode());
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(work, LOG_NAME_NEW, flags, Mode::RUSR | Mode::WUSR)?;
+    let mut file = File::from(fd);
+    file.write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    rustix::fs::renameat(work, LOG_NAME_NEW, work, LOG_NAME)
+}
+
+impl Known {
+    fn apply(&mut self, record: &Record) {
+        if record.upper != 0 {
+            self.origins.insert(record.upper, (record.birth, record.origin));
+        } else if record.left != LEFT_UNSAID {
+            self.left.insert(record.origin, record.left);
+        }
+    }
+}
+
+impl Record {
+    fn encode(&self) -> [u8; RECORD] {
+        let mut bytes = [0; RECORD];
+        bytes[..8].copy_from_slice(&self.upper.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.origin.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.birth.secs.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.birth.nanos.to_le_bytes());
+        bytes[28..].copy_from_slice(&self.left.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let word = |at: usize| -> [u8; 8] { std::array::from_fn(|i| bytes[at + i]) };
+        let half = |at: usize| -> [u8; 4] { std::array::from_fn(|i| bytes[at + i]) };
+        Self {
+            upper: u64::from_le_bytes(word(0)),
+            origin: Ino(u64::from_le_bytes(word(8))),
+            birth: Timestamp {
+                secs: i64::from_le_bytes(word(16)),
+                nanos: u32::from_le_bytes(half(24)),
+            },
+            left: u32::from_le_bytes(half(28)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_and_counts_outlive_the_mount() {
+        let work = tempfile::tempdir().unwrap();
+        let file = work.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let fd = sys::open_dir(work.path()).unwrap();
+        let stat = sys::statx_at(fd.as_fd(), b"file").unwrap();
+        let index = Index::open(fd.as_fd()).unwrap();
+        assert_eq!(index.origin(&stat), None);
+        index.record_origin(&stat, Ino(77)).unwrap();
+        for left in [5, 4, 3] {
+            index.set_left(Ino(77), left).unwrap();
+        }
+        let opened = File::open(&file).unwrap();
+        index.link(opened.as_fd(), Ino(77)).unwrap();
+        drop(index);
+
+        let again = Index::open(fd.as_fd()).unwrap();
+        if stat.btime.is_some() {
+            assert_eq!(again.origin(&stat), Some(Ino(77)));
+        }
+        let reborn = Stat { btime: Some(Timestamp { secs: 1, nanos: 1 }), ..stat };
+        assert_eq!(again.origin(&reborn), None);
+        assert_eq!(again.left(Ino(77)), Some(3));
+        assert!(again.is_linked(Ino(77)));
+        again.unlink(Ino(77)).unwrap();
+        assert!(!Index::open(fd.as_fd()).unwrap().is_linked(Ino(77)));
+    }
+}

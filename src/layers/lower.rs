@@ -1,0 +1,150 @@
+//! A lower layer, and reading one directory of a layer with its marks told apart.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::marks::{self, Meaning};
+use super::{Error, marks::NAME_MAX};
+use crate::sys::{self, FileType};
+
+/// One read-only layer: an open directory.
+#[derive(Debug)]
+pub struct Lower {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl Lower {
+    /// Opens the layer at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = sys::open_dir(path).map_err(Error::io("open lower", path))?;
+        Ok(Self { root, path: path.to_owned() })
+    }
+
+    /// The layer's root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Where the layer was found.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// An ordinary name in one directory of one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerEntry {
+    /// The name.
+    pub name: Box<[u8]>,
+    /// Its type, always known.
+    pub kind: FileType,
+}
+
+/// What one layer says of one directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LayerDir {
+    /// The names it has.
+    pub entries: Vec<LayerEntry>,
+    /// The names that it hides in the layers below.
+    pub whiteouts: Vec<Box<[u8]>>,
+    /// Whether it hides everything below.
+    pub opaque: bool,
+}
+
+/// Reads one directory of one layer.
+pub fn read_layer_dir(dir: BorrowedFd<'_>) -> sys::Result<LayerDir> {
+    let mut found = LayerDir { opaque: marks::has_opaque_xattr(dir)?, ..LayerDir::default() };
+    for raw in sys::read_dir(dir)? {
+        match marks::meaning(&raw.name) {
+            Meaning::Name => match visible_kind(dir, &raw)? {
+                Some(kind) => found.entries.push(LayerEntry { name: raw.name, kind }),
+                None => found.whiteouts.push(raw.name),
+            },
+            Meaning::Opaque => found.opaque = true,
+            Meaning::Whiteout(_) if raw.name[..] == *marks::OPAQUE_DEVICE
+                && visible_kind(dir, &raw)?.is_none() => found.opaque = true,
+            Meaning::Whiteout(hidden) => found.whiteouts.push(hidden.into()),
+            Meaning::LongWhiteout => found.whiteouts.extend(long_name(dir, &raw.name)?),
+            Meaning::Reserved => {}
+        }
+    }
+    Ok(found)
+}
+
+/// The entry's type, or `None` if it is a 0:0 device, a whiteout.
+fn visible_kind(dir: BorrowedFd<'_>, raw: &sys::RawEntry) -> sys::Result<Option<FileType>> {
+    if !matches!(raw.kind, FileType::CharacterDevice | FileType::Unknown) {
+        return Ok(Some(raw.kind));
+    }
+    let stat = sys::statx_at(dir, &raw.name)?;
+    Ok((!stat.is_whiteout_device()).then(|| stat.kind()))
+}
+
+/// The name inside a hashed whiteout, if the file is a well-formed one.
+fn long_name(dir: BorrowedFd<'_>, mark: &[u8]) -> sys::Result<Option<Box<[u8]>>> {
+    if sys::statx_at(dir, mark)?.kind() != FileType::RegularFile {
+        return Ok(None);
+    }
+    let fd = sys::open_at(dir, mark, sys::O_READ)?;
+    let mut name = vec![0; NAME_MAX + 1];
+    let len = rustix::io::pread(&fd, &mut name, 0)?;
+    name.truncate(len);
+    let well_formed = marks::whiteout_of(&name).file_name == mark;
+    Ok(well_formed.then(|| name.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn read(path: &Path) -> LayerDir {
+        let fd = sys::open_dir(path).unwrap();
+        let mut found = read_layer_dir(fd.as_fd()).unwrap();
+        found.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        found.whiteouts.sort();
+        found
+    }
+
+    #[test]
+    fn names_and_marks_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = marks::whiteout_of(&[b'x'; 255]);
+        fs::write(dir.path().join("plain"), "").unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join(".wh.gone"), "").unwrap();
+        fs::write(dir.path().join(".wh."), "").unwrap();
+        fs::write(dir.path().join(std::str::from_utf8(&long.file_name).unwrap()), &long.content)
+            .unwrap();
+        fs::write(dir.path().join(".wh..wh.long.forged"), "plain").unwrap();
+        let found = read(dir.path());
+        let names: Vec<_> = found.entries.iter().map(|e| (&e.name[..], e.kind)).collect();
+        assert_eq!(
+            names,
+            [(&b"plain"[..], FileType::RegularFile), (&b"sub"[..], FileType::Directory)]
+        );
+        assert_eq!(found.whiteouts, [Box::from(&b"gone"[..]), Box::from(&[b'x'; 255][..])]);
+        assert!(!found.opaque);
+    }
+
+    #[test]
+    fn opaque_in_its_forms() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!read(dir.path()).opaque);
+        fs::write(dir.path().join(".wh..wh..opq"), "").unwrap();
+        assert!(read(dir.path()).opaque);
+        fs::remove_file(dir.path().join(".wh..wh..opq")).unwrap();
+        let fd = sys::open_dir(dir.path()).unwrap();
+        for xattr in ["user.overlay.opaque", "user.fuseoverlayfs.opaque"] {
+            match sys::set_xattr(fd.as_fd(), xattr.as_bytes(), b"y", 0) {
+                Err(sys::Errno::OPNOTSUPP) => continue, // no user xattrs on this filesystem
+                result => result.unwrap(),
+            }
+            assert!(read(dir.path()).opaque, "{xattr}");
+            sys::set_xattr(fd.as_fd(), xattr.as_bytes(), b"n", 0).unwrap();
+            assert!(!read(dir.path()).opaque, "{xattr}");
+            sys::remove_xattr(fd.as_fd(), xattr.as_bytes()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The stack before anything is united: lower layers, the upper layer, and the marks in them.
+//!
+//! A layer is an open directory; names below it resolve with openat2(2) beneath it and
+//! without symlinks, for a layer is untrusted input. A lower layer is only read: this
+//! module has no call that writes one.
+//!
+//! - [`marks`]: whiteouts and opaque marks in every form found in the field
+//! - [`lower`]: reading one directory of one layer, marks told apart from names
+//! - [`upper`]: upper and workdir: temporaries, publish-by-rename, the lock
+//! - [`index`]: hard links and inode numbers that outlive copy-up, kept in workdir
+//! - [`private_xattr`]: xattrs that belong to unions and are never shown
+//! - [`number`]: one number space for the inodes of several devices
+
+pub mod index;
+pub mod lower;
+pub mod marks;
+pub mod number;
+pub mod private_xattr;
+pub mod upper;
+
+use crate::sys::Errno;
+
+/// Why a layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call on a layer failed.
+    #[error("{op} {path}: {errno}")]
+    Io {
+        /// What was tried, as a verb.
+        op: &'static str,
+        /// On what.
+        path: String,
+        /// How it failed.
+        errno: Errno,
+    },
+    /// Upper and workdir are on different filesystems, so nothing can be renamed between them.
+    #[error("workdir {work} is not on the same filesystem (and mount) as upper {upper}")]
+    WorkElsewhere {
+        /// The upper directory.
+        upper: String,
+        /// The workdir.
+        work: String,
+    },
+    /// One of upper and workdir lies in the other.
+    #[error("upper {upper} and workdir {work} must be separate directories, neither inside the other")]
+    WorkInsideUpper {
+        /// The upper directory.
+        upper: String,
+        /// The workdir.
+        work: String,
+    },
+    /// Another mount holds the upper layer.
+    #[error("upper {upper} is in use: {holder}")]
+    Busy {
+        /// The upper directory.
+        upper: String,
+        /// Who holds it, as written into the lock.
+        holder: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(op: &'static str, path: &std::path::Path) -> impl FnOnce(Errno) -> Self {
+        let path = path.display().to_string();
+        move |errno| Self::Io { op, path, errno }
+    }
+}

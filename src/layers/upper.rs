@@ -1,0 +1,320 @@
+//! The writable layer: the upper directory and its workdir.
+//!
+//! ```text
+//! UPPER/             the changeset, always a valid one: names, `.wh.` marks
+//! WORK/tmp/          what is being built; a rename publishes it; emptied at mount
+//! WORK/index/        see [`super::index`]
+//! WORK/origins       see [`super::index`]
+//! WORK/lock          locked (flock) while mounted; says by whom
+//! ```
+//!
+//! Invariant: nothing becomes visible in upper but by one link(2), mkdir(2), open(2) or
+//! rename(2) of something complete.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+
+use super::index::Index;
+use super::{Error, marks};
+use crate::sys::{self, Errno, FileType, Ignoring};
+
+/// How long a mount waits for the lock of a daemon that is just ending.
+const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// The upper directory, its workdir and its index.
+#[derive(Debug)]
+pub struct Upper {
+    root: OwnedFd,
+    tmp: OwnedFd,
+    index: Index,
+    next_temp: AtomicU64,
+    /// Hold the locks until dropped.
+    _locks: (File, OwnedFd),
+}
+
+impl Upper {
+    /// Opens upper and workdir, takes the lock for `holder` and clears what a crash left.
+    pub fn open(upper: &Path, work: &Path, holder: &str) -> Result<Self, Error> {
+        let root = sys::open_dir(upper).map_err(Error::io("open upper", upper))?;
+        let work_fd = sys::open_dir(work).map_err(Error::io("open workdir", work))?;
+        check_places(upper, &root, work, &work_fd)?;
+        let locks = (take_lock(upper, work, &work_fd, holder)?, lock_upper(upper, &root)?);
+        let tmp = open_tmp(&work_fd).map_err(Error::io("prepare workdir", work))?;
+        probe_writable(&root, upper)?;
+        let index = Index::open(work_fd.as_fd()).map_err(Error::io("open the index in", work))?;
+        Ok(Self { root, tmp, index, next_temp: AtomicU64::new(0), _locks: locks })
+    }
+
+    /// The upper directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The index in workdir.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// A fresh name in workdir; whatever is made under it goes with the guard, unless published.
+    pub fn temp(&self) -> Temp<'_> {
+        let name = format!("{:x}", self.next_temp.fetch_add(1, Ordering::Relaxed));
+        Temp { dir: self.tmp.as_fd(), name: name.into_bytes(), armed: true }
+    }
+
+    /// Moves `name` of `dir`, a directory in upper, out of sight and removes it with its marks.
+    pub fn discard_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        let trash = self.temp();
+        rustix::fs::renameat(dir, name, trash.dir, &trash.name[..])
+    }
+
+    /// Makes the whiteout of `name` in `dir`; one that is there already is kept.
+    pub fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        let mark = marks::whiteout_of(name);
+        if mark.content.is_empty() {
+            return make_mark(dir, &mark.file_name);
+        }
+        let temp = self.temp();
+        let fd = temp.create_file(0o600)?;
+        rustix::io::write(&fd, &mark.content)?;
+        temp.publish(dir, &mark.file_name)
+    }
+
+    /// Removes the whiteout of `name` in `dir`, if there is one, in each form that hides a name.
+    pub fn drop_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        let mark = marks::whiteout_of(name);
+        match rustix::fs::unlinkat(dir, &mark.file_name[..], AtFlags::empty()) {
+            Err(Errno::ISDIR) => remove_tree(dir, &mark.file_name),
+            result => result.ignoring(Errno::NOENT).map(drop),
+        }
+    }
+
+    /// Makes the directory opaque: nothing of the layers below shows in it.
+    pub fn make_opaque(dir: BorrowedFd<'_>) -> sys::Result<()> {
+        make_mark(dir, marks::OPAQUE)
+    }
+}
+
+/// Creates an empty mark file; one that exists is as good.
+fn make_mark(dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Something under construction in workdir; removed on drop unless published.
+#[derive(Debug)]
+pub struct Temp<'a> {
+    dir: BorrowedFd<'a>,
+    name: Vec<u8>,
+    armed: bool,
+}
+
+impl Temp<'_> {
+    /// The directory to make it in.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir
+    }
+
+    /// The name to make it under.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Creates it as a regular file, open for reading and writing.
+    pub fn create_file(&self, mode: u32) -> sys::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(self.dir, &self.name[..], flags, Mode::from_raw_mode(mode))
+    }
+
+    /// Renames it to `name` in `dir`, replacing a file or an empty directory there.
+    pub fn publish(mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        rustix::fs::renameat(self.dir, &self.name[..], dir, name)?;
+        self.armed = false;
+        Ok(())
+    }
+}
+
+impl Drop for Temp<'_> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(errno) = remove_tree(self.dir, &self.name)
+        {
+            log::warn!("remove workdir's {}: {errno}", self.name.escape_ascii());
+        }
+    }
+}
+
+/// Removes `name` and what lies below it; a name that is not there is removed already.
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(errno) => return Err(errno),
+    }
+    let sub = sys::open_at(dir, name, sys::O_DIRECTORY)?;
+    for entry in sys::read_dir(sub.as_fd())? {
+        if entry.kind == FileType::Directory {
+            remove_tree(sub.as_fd(), &entry.name)?;
+        } else {
+            rustix::fs::unlinkat(&sub, &entry.name[..], AtFlags::empty())?;
+        }
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+fn check_places(upper: &Path, root: &OwnedFd, work: &Path, work_fd: &OwnedFd) -> Result<(), Error> {
+    let shown = || (upper.display().to_string(), work.display().to_string());
+    let mount_of = |fd: &OwnedFd, path: &Path| {
+        let mask = rustix::fs::StatxFlags::MNT_ID | rustix::fs::StatxFlags::BASIC_STATS;
+        rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)
+            .map(|x| (x.stx_dev_major, x.stx_dev_minor, x.stx_mnt_id))
+            .map_err(Error::io("stat", path))
+    };
+    if mount_of(root, upper)? != mount_of(work_fd, work)? {
+        let (upper, work) = shown();
+        return Err(Error::WorkElsewhere { upper, work });
+    }
+    let real = |path: &Path| {
+        std::fs::canonicalize(path).map_err(|e| {
+            Error::io("resolve", path)(Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        })
+    };
+    let (real_upper, real_work) = (real(upper)?, real(work)?);
+    if real_upper.starts_with(&real_work) || real_work.starts_with(&real_upper) {
+        let (upper, work) = shown();
+        return Err(Error::WorkInsideUpper { upper, work });
+    }
+    Ok(())
+}
+
+fn take_lock(upper: &Path, work: &Path, work_fd: &OwnedFd, holder: &str) -> Result<File, Error> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(work_fd, "lock", flags, Mode::RUSR | Mode::WUSR)
+        .map_err(Error::io("write workdir", work))?;
+    let mut file = File::from(fd);
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if errno != Errno::WOULDBLOCK {
+            return Err(Error::io("lock workdir", work)(errno));
+        }
+        if Instant::now() > give_up {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder); // only to say who: the refusal stands
+            return Err(Error::Busy {
+                upper: upper.display().to_string(),
+                holder: holder.trim_end().to_owned(),
+            });
+        }
+        std::thread::sleep(LOCK_POLL);
+    }
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{holder}"));
+    written.map_err(|e| {
+        Error::io("write workdir's lock", work)(Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    })?;
+    Ok(file)
+}
+
+/// Locks the upper directory itself, for a mount of the same upper with another workdir.
+fn lock_upper(upper: &Path, root: &OwnedFd) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(root, c".", flags, Mode::empty())
+        .map_err(Error::io("open upper", upper))?;
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(fd),
+        Err(Errno::WOULDBLOCK) => Err(Error::Busy {
+            upper: upper.display().to_string(),
+            holder: "a mount with another workdir".to_owned(),
+        }),
+        Err(errno) => Err(Error::io("lock upper", upper)(errno)),
+    }
+}
+
+/// Who holds the lock of `work`, or `None` if nobody does.
+pub fn lock_holder(work: &Path) -> Option<String> {
+    let mut file = File::open(work.join("lock")).ok()?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => {}
+        _ => return None,
+    }
+    let mut holder = String::new();
+    file.read_to_string(&mut holder).ok()?;
+    Some(holder.trim_end().to_owned())
+}
+
+/// Opens WORK/tmp and removes what a crashed daemon left there.
+fn open_tmp(work: &OwnedFd) -> sys::Result<OwnedFd> {
+    match rustix::fs::mkdirat(work, "tmp", Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    let tmp = sys::open_at(work.as_fd(), b"tmp", sys::O_DIRECTORY)?;
+    for entry in sys::read_dir(tmp.as_fd())? {
+        remove_tree(tmp.as_fd(), &entry.name)?;
+    }
+    Ok(tmp)
+}
+
+/// Fails now, at mount, if upper cannot be written; the workdir was written already.
+fn probe_writable(root: &OwnedFd, upper: &Path) -> Result<(), Error> {
+    rustix::fs::accessat(root, c".", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS)
+        .map_err(Error::io("write upper", upper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dirs() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+        std::fs::create_dir(&upper).unwrap();
+        std::fs::create_dir(&work).unwrap();
+        (dir, upper, work)
+    }
+
+    #[test]
+    fn a_second_mount_is_refused_and_names_the_first() {
+        let (_dir, upper, work) = dirs();
+        let first = Upper::open(&upper, &work, "pid 1 on /first").unwrap();
+        let error = Upper::open(&upper, &work, "second").unwrap_err().to_string();
+        assert!(error.contains("pid 1 on /first"), "{error}");
+        assert_eq!(lock_holder(&work).as_deref(), Some("pid 1 on /first"));
+        drop(first);
+        assert_eq!(lock_holder(&work), None);
+        Upper::open(&upper, &work, "second").unwrap();
+    }
+
+    #[test]
+    fn what_a_crash_left_in_workdir_goes() {
+        let (_dir, upper, work) = dirs();
+        std::fs::create_dir_all(work.join("tmp/0/below")).unwrap();
+        std::fs::write(work.join("tmp/1"), "half").unwrap();
+        let opened = Upper::open(&upper, &work, "me").unwrap();
+        assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
+        let temp = opened.temp();
+        temp.create_file(0o600).unwrap();
+        drop(temp);
+        assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn work_inside_upper_is_refused() {
+        let (_dir, upper, _) = dirs();
+        let inside = upper.join("work");
+        std::fs::create_dir(&inside).unwrap();
+        let error = Upper::open(&upper, &inside, "me").unwrap_err();
+        assert!(matches!(error, Error::WorkInsideUpper { .. }), "{error}");
+    }
+}

@@ -1,0 +1,236 @@
+//! Attributes: getattr, setattr, statfs.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
+
+use super::error::{Context, Error, Result};
+use super::inode::Inode;
+use super::real::Access;
+use super::Overlay;
+use crate::layers::number::Ino;
+use crate::sys::{self, FileType, Stat, Timestamp};
+
+/// An inode's attributes as the union shows them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Its number in the union.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: FileType,
+    /// The real file's attributes, with the union's link count.
+    pub stat: Stat,
+}
+
+/// Who a new file belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A new value of a timestamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeChange {
+    /// The time at which it is set.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// The attributes to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<TimeChange>,
+    /// Time of last change of the content.
+    pub mtime: Option<TimeChange>,
+    /// Whether a change of size drops setuid and setgid (the caller lacks CAP_FSETID).
+    pub kill_suidgid: bool,
+}
+
+/// Space and limits of the filesystem below.
+#[derive(Clone, Copy, Debug)]
+pub struct StatFs {
+    /// Size in fragments.
+    pub blocks: u64,
+    /// Free fragments.
+    pub blocks_free: u64,
+    /// Free fragments for ordinary users.
+    pub blocks_available: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Preferred I/O size in bytes.
+    pub block_size: u32,
+    /// Fragment size in bytes.
+    pub fragment_size: u32,
+}
+
+impl Overlay {
+    /// Attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        self.attr_of(&inode, None)
+    }
+
+    /// Attributes from `stat`, or from the real file if that is not at hand.
+    pub(super) fn attr_of(&self, inode: &Arc<Inode>, stat: Option<Stat>) -> Result<Attr> {
+        let mut stat = match stat {
+            Some(stat) => stat,
+            None => self.stat_object(inode)?,
+        };
+        stat.nlink = self.nlink(inode, &stat);
+        Ok(Attr { ino: inode.ino, kind: inode.kind, stat })
+    }
+
+    /// The link count that the merged tree shows.
+    ///
+    /// A directory's is 1, as on btrfs: subdirectories of several layers cannot be counted
+    /// cheaply, and 1 tells find(1) not to rely on it.
+    fn nlink(&self, inode: &Inode, stat: &Stat) -> u32 {
+        let (in_upper, linked) = {
+            let state = inode.state.read();
+            (state.upper.is_some(), !state.links.is_empty())
+        };
+        if inode.is_dir() {
+            return u32::from(linked || inode.ino == Ino::ROOT);
+        }
+        let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
+        match (in_upper, left) {
+            (true, Some(left)) if self.is_indexed(inode) => stat.nlink.saturating_sub(1) + left,
+            (true, _) => stat.nlink,
+            (false, Some(left)) => left,
+            (false, None) if linked => stat.nlink,
+            (false, None) => 0,
+        }
+    }
+
+    pub(super) fn is_indexed(&self, inode: &Inode) -> bool {
+        self.upper.as_ref().is_some_and(|upper| upper.index().is_linked(inode.ino))
+    }
+
+    /// Changes attributes; a lower file is copied up first.
+    pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        self.copy_up_shortened(&inode, change.size)?;
+        if let Some(size) = change.size {
+            self.truncate(&inode, size, change.kill_suidgid)?;
+        }
+        let touched = change.mode.or(change.uid).or(change.gid).is_some()
+            || change.atime.or(change.mtime).is_some();
+        if touched {
+            let object = self.object(&inode)?;
+            apply(&object, change)?;
+        }
+        self.attr_of(&inode, None)
+    }
+
+    fn truncate(&self, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
+        let fd = self.data(inode, Access::Write)?;
+        rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
+        if kill_suidgid {
+            drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+        }
+        Ok(())
+    }
+
+    /// Space of upper, or of the topmost lower where there is no upper.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let root = match (&self.upper, self.lowers.first()) {
+            (Some(upper), _) => upper.root(),
+            (None, Some(lower)) => lower.root(),
+            (None, None) => return Err(Error::ReadOnly),
+        };
+        let s = rustix::fs::fstatvfs(root).context("statfs", b"")?;
+        Ok(StatFs {
+            blocks: s.f_blocks,
+            blocks_free: s.f_bfree,
+            blocks_available: s.f_bavail,
+            files: s.f_files,
+            files_free: s.f_ffree,
+            block_size: s.f_bsize as u32,
+            fragment_size: s.f_frsize as u32,
+        })
+    }
+}
+
+/// Owner first: changing it drops setuid.
+fn apply(object: &std::os::fd::OwnedFd, change: &SetAttr) -> Result<()> {
+    if change.uid.or(change.gid).is_some() {
+        let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
+        rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH).context("chown", b"")?;
+    }
+    if let Some(mode) = change.mode {
+        chmod(object.as_fd(), mode).context("chmod", b"")?;
+    }
+    if change.atime.or(change.mtime).is_some() {
+        set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
+    }
+    Ok(())
+}
+
+/// chmod(2) of an `O_PATH` descriptor.
+pub(super) fn chmod(object: std::os::fd::BorrowedFd<'_>, mode: u32) -> sys::Result<()> {
+    rustix::fs::chmod(sys::proc_path(object), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Sets the given timestamps of an `O_PATH` descriptor, leaving the others.
+pub(super) fn set_times(
+    object: std::os::fd::BorrowedFd<'_>,
+    atime: Option<TimeChange>,
+    mtime: Option<TimeChange>,
+) -> sys::Result<()> {
+    let spec = |change| match change {
+        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        Some(TimeChange::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+        Some(TimeChange::At(t)) => Timespec { tv_sec: t.secs, tv_nsec: i64::from(t.nanos) },
+    };
+    let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
+    rustix::fs::utimensat(object, c"", &times, AtFlags::EMPTY_PATH)
+}
+
+/// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
+/// the group may execute (without that it means mandatory locking; see chmod(2)).
+pub(super) fn drop_suidgid(fd: std::os::fd::BorrowedFd<'_>) -> sys::Result<()> {
+    let mode = sys::fstat(fd)?.permissions();
+    let mut kept = mode & !0o4000;
+    if mode & 0o2010 == 0o2010 {
+        kept &= !0o2000;
+    }
+    if kept != mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(kept))?;
+    }
+    Ok(())
+}
+
+/// The owner to give a file, or `None` for what it has already.
+pub(super) fn owner_change(stat: &Stat, owner: Owner) -> Option<(Option<Uid>, Option<Gid>)> {
+    let uid = (stat.uid != owner.uid).then(|| Uid::from_raw(owner.uid));
+    let gid = (stat.gid != owner.gid).then(|| Gid::from_raw(owner.gid));
+    (uid.is_some() || gid.is_some()).then_some((uid, gid))
+}
+
+/// chown(2) of an `O_PATH` descriptor, where it changes anything.
+pub(super) fn chown(
+    object: std::os::fd::BorrowedFd<'_>,
+    stat: &Stat,
+    owner: Owner,
+) -> sys::Result<()> {
+    match owner_change(stat, owner) {
+        Some((uid, gid)) => rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,205 @@
+//! Copy-up: giving a lower file its place in upper, at the first change.
+//!
+//! The copy is built in workdir and published by one rename, so a crash leaves the lower
+//! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, rename
+//! (chown drops setuid and capabilities, so it comes before the mode and the xattrs).
+//! Only the copied inode's own `copy_up` lock is held while data moves.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::Mode;
+
+use super::attr::{self, Owner, TimeChange};
+use super::error::{Context, Error, Result, best_effort};
+use super::fd_cache::FdKey;
+use super::inode::{Inode, Link, UpperFile};
+use super::listing::{Listing, LayerIndex};
+use super::real::Access;
+use super::Overlay;
+use crate::layers::number::Ino;
+use crate::layers::private_xattr;
+use crate::layers::upper::Temp;
+use crate::sys::{self, Errno, FileType, Stat};
+
+/// A copy in workdir, not published yet.
+struct Copy<'a> {
+    temp: Temp<'a>,
+    /// `O_PATH`, or open for data where it is a regular file.
+    fd: OwnedFd,
+    stat: Stat,
+}
+
+impl Overlay {
+    /// Gives the inode, and the directories above it, a place in upper.
+    pub(super) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up_shortened(inode, None)
+    }
+
+    /// As [`copy_up`](Self::copy_up), but copies only the first `size` bytes, where the file
+    /// is about to be cut to that size.
+    pub(super) fn copy_up_shortened(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+        self.upper()?;
+        if inode.in_upper() {
+            return Ok(());
+        }
+        if let Some(link) = inode.any_link() {
+            self.copy_up_ancestors(&link.parent)?;
+        }
+        self.copy_up_one(inode, size)
+    }
+
+    fn copy_up_ancestors(&self, dir: &Arc<Inode>) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut at = Arc::clone(dir);
+        while !at.in_upper() {
+            let parent = at.any_link().ok_or(Error::NotFound)?.parent;
+            missing.push(at);
+            at = parent;
+        }
+        while let Some(dir) = missing.pop() {
+            self.copy_up_one(&dir, None)?;
+        }
+        Ok(())
+    }
+
+    /// Copies up an inode whose parent is in upper.
+    fn copy_up_one(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+        let _one_at_a_time = inode.copy_up.lock();
+        if inode.in_upper() {
+            return Ok(());
+        }
+        let lower_stat = self.stat_object(inode)?;
+        let copy = self.build_copy(inode, &lower_stat, size)?;
+        self.publish_copy(inode, &lower_stat, copy)?;
+        // What was opened from the lower layer must not be read from any more.
+        self.fds.remove(FdKey::Read(inode.ino));
+        Ok(())
+    }
+
+    fn build_copy(&self, inode: &Arc<Inode>, lower: &Stat, size: Option<u64>) -> Result<Copy<'_>> {
+        let temp = self.upper()?.temp();
+        let object = self.object(inode)?;
+        let fd = self.build_node(inode, lower, &temp, &object, size)?;
+        copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
+        if inode.kind == FileType::RegularFile && !self.volatile {
+            rustix::fs::fsync(&fd).context("sync copy", b"")?;
+        }
+        let stat = sys::fstat(&fd).context("stat copy", b"")?;
+        Ok(Copy { temp, fd, stat })
+    }
+
+    /// Makes the node in workdir, with its data.
+    fn build_node(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        temp: &Temp<'_>,
+        object: &OwnedFd,
+        size: Option<u64>,
+    ) -> Result<OwnedFd> {
+        let (dir, name) = (temp.dir(), temp.name());
+        match inode.kind {
+            FileType::RegularFile => {
+                let fd = temp.create_file(0o600).context("create copy", name)?;
+                let wanted = size.map_or(lower.size, |size| size.min(lower.size));
+                let from = self.data(inode, Access::Read)?;
+                sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
+                return Ok(fd);
+            }
+            FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(object, c"", Vec::new())
+                    .context("read link", name)?;
+                rustix::fs::symlinkat(target, dir, name)
+            }
+            kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
+        }
+        .context("create copy", name)?;
+        sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
+    }
+
+    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
+        let index = self.upper()?.index();
+        loop {
+            let Some(Link { parent, name }) = inode.any_link() else {
+                return self.keep_nameless(inode, copy);
+            };
+            let mut names = parent.dir.write();
+            if !inode.state.read().links.iter().any(|link| link.is(&parent, &name)) {
+                continue; // removed or renamed since
+            }
+            index.record_origin(&copy.stat, inode.ino).context("record origin", &name)?;
+            if lower.nlink > 1 && !inode.is_dir() {
+                index.link(copy.fd.as_fd(), inode.ino).context("link into index", &name)?;
+                let left = index.left(inode.ino).unwrap_or(lower.nlink).saturating_sub(1);
+                index.set_left(inode.ino, left).context("record links", &name)?;
+            }
+            let dir = self.upper_dir(&parent)?;
+            let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
+            copy.temp.publish(dir.as_fd(), &name).context("publish copy", &name)?;
+            best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+            inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held: None });
+            note_in_upper(names.as_deref_mut(), self, &name);
+            return Ok(());
+        }
+    }
+
+    /// The file was deleted, or never found a name, while it was copied: its copy lives on
+    /// without one.
+    fn keep_nameless(&self, inode: &Inode, copy: Copy<'_>) -> Result<()> {
+        if inode.is_dir() || inode.ino == Ino::ROOT {
+            return Err(Error::NotFound);
+        }
+        let held = Some(Arc::new(copy.fd));
+        inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held });
+        Ok(()) // the guard removes the temporary's name
+    }
+}
+
+/// The name is upper's now, and covers the lower one.
+fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
+    let Some(entry) = names.and_then(|names| names.get_mut(&overlay.hashing, name)) else {
+        return;
+    };
+    entry.covers = true;
+    if entry.kind == FileType::Directory {
+        entry.sources.insert(0, LayerIndex::Upper);
+    } else {
+        entry.sources.clear();
+        entry.sources.push(LayerIndex::Upper);
+    }
+}
+
+/// A copy-up is no change of the directory that it happens in.
+fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
+    attr::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
+}
+
+/// Gives the copy the owner, mode, xattrs and times of the lower file.
+fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, lower: &Stat) -> Result<()> {
+    let made = sys::fstat(to).context("stat copy", b"")?;
+    attr::chown(to, &made, Owner { uid: lower.uid, gid: lower.gid }).context("chown copy", b"")?;
+    if lower.kind() != FileType::Symlink {
+        attr::chmod(to, lower.mode).context("chmod copy", b"")?;
+    }
+    copy_xattrs(from, to)?;
+    attr::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
+        .context("set times of copy", b"")
+}
+
+fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let list = match sys::list_xattrs(from) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        result => result.context("list xattrs", b"")?,
+    };
+    for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        if private_xattr::is_private(name) {
+            continue;
+        }
+        let value = sys::get_xattr(from, name).context("read xattr", name)?;
+        sys::set_xattr(to, name, &value, 0).context("copy xattr", name)?;
+    }
+    Ok(())
+}
+

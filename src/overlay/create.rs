@@ -1,0 +1,282 @@
+//! Making new names: create, mkdir, symlink, mknod, link.
+//!
+//! A new file is made in place if one call makes it complete: right owner, mode and ACL.
+//! Else it is built in workdir and published by a rename. Where upper has a whiteout of the
+//! name, the file comes first and then the whiteout goes (a whiteout never hides its own
+//! layer's name); a directory is made opaque before it appears.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use smallvec::SmallVec;
+
+use super::attr::{self, Attr, Owner};
+use super::error::{Context, Error, Result};
+use super::inode::{Inode, Link, State, UpperFile};
+use super::listing::Entry;
+use super::{Overlay, check_new_name};
+use crate::layers::number::Ino;
+use crate::layers::upper::{Temp, Upper};
+use crate::layers::marks;
+use crate::sys::{self, Errno, FileType, Stat};
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// A node to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// What it is.
+    pub kind: NodeKind<'a>,
+    /// Permission bits as asked for.
+    pub mode: u32,
+    /// The caller's umask, which a default ACL of the parent overrides.
+    pub umask: u32,
+    /// Who it belongs to; a setgid parent overrides the group.
+    pub owner: Owner,
+}
+
+/// What a new node is.
+#[derive(Clone, Copy, Debug)]
+pub enum NodeKind<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symlink to this target.
+    Symlink(&'a [u8]),
+    /// A device node, FIFO or socket.
+    Special {
+        /// Its type.
+        kind: FileType,
+        /// Device number, for device nodes.
+        rdev: u64,
+    },
+}
+
+impl NodeKind<'_> {
+    fn file_type(&self) -> FileType {
+        match self {
+            Self::File => FileType::RegularFile,
+            Self::Directory => FileType::Directory,
+            Self::Symlink(_) => FileType::Symlink,
+            Self::Special { kind, .. } => *kind,
+        }
+    }
+}
+
+/// What the parent directory means for a new node.
+struct Site<'a> {
+    dir: BorrowedFd<'a>,
+    name: &'a [u8],
+    parent: Stat,
+    /// The parent's default ACL, which the node inherits.
+    default_acl: Option<Vec<u8>>,
+    /// Upper hides the name in the layers below.
+    whiteout: bool,
+}
+
+impl Overlay {
+    /// Makes a node and counts a reference to it.
+    ///
+    /// # Errors
+    /// `Exists` if the merged directory has the name, `ReservedName` for `.wh.*`.
+    pub fn create(&self, parent: Ino, name: &[u8], node: &Node<'_>) -> Result<Attr> {
+        check_new_name(name)?;
+        if matches!(node.kind, NodeKind::Special { kind: FileType::CharacterDevice, rdev: 0 }) {
+            return Err(Error::WhiteoutDevice);
+        }
+        let parent = self.inode(parent)?;
+        self.copy_up(&parent)?;
+        drop(self.listing(&parent)?);
+        let mut names = parent.dir.write();
+        let names = names.as_deref_mut().ok_or(Error::Stale)?;
+        if names.get(&self.hashing, name).is_some() {
+            return Err(Error::Exists);
+        }
+        let dir = self.upper_dir(&parent)?;
+        let site = self.site(&parent, dir.as_fd(), name)?;
+        self.make(&site, node)?;
+        if site.whiteout {
+            self.upper()?.drop_whiteout(site.dir, name).context("drop whiteout", name)?;
+        }
+        let stat = sys::statx_at(site.dir, name).context("stat", name)?;
+        names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
+        let inode = self.intern_new(&parent, name, &stat);
+        self.attr_of(&inode, Some(stat))
+    }
+
+    /// Gives an inode another name and counts a reference to it.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        check_new_name(name)?;
+        let (inode, parent) = (self.inode(ino)?, self.inode(parent)?);
+        self.copy_up(&inode)?;
+        self.copy_up(&parent)?;
+        drop(self.listing(&parent)?);
+        let mut names = parent.dir.write();
+        let names = names.as_deref_mut().ok_or(Error::Stale)?;
+        if names.get(&self.hashing, name).is_some() {
+            return Err(Error::Exists);
+        }
+        let dir = self.upper_dir(&parent)?;
+        let whiteout = self.prepare_name(&parent, dir.as_fd(), name)?;
+        let object = self.object(&inode)?;
+        sys::link_fd(object.as_fd(), dir.as_fd(), name).context("link", name)?;
+        if whiteout {
+            self.upper()?.drop_whiteout(dir.as_fd(), name).context("drop whiteout", name)?;
+        }
+        names.insert(&self.hashing, Entry::upper(name, inode.kind, whiteout));
+        inode.add_link(&parent, name);
+        self.inodes.count_lookup(&inode);
+        self.attr_of(&inode, None)
+    }
+
+    fn site<'a>(
+        &self,
+        parent: &Arc<Inode>,
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    ) -> Result<Site<'a>> {
+        let whiteout = self.prepare_name(parent, dir, name)?;
+        let default_acl = match sys::get_xattr(dir, DEFAULT_ACL) {
+            Ok(acl) => Some(acl),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => None,
+            Err(errno) => return Err(errno).context("read default ACL", name),
+        };
+        let parent = sys::fstat(dir).context("stat", name)?;
+        Ok(Site { dir, name, parent, default_acl, whiteout })
+    }
+
+    /// Whether upper has a whiteout of `name`; one in the form of a device is rewritten as a
+    /// `.wh.` file, so that the name is free.
+    pub(super) fn prepare_name(
+        &self,
+        parent: &Inode,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<bool> {
+        let has_lowers = parent.state.read().lower_dirs.as_ref().is_some_and(|d| !d.is_empty());
+        if let Ok(stat) = sys::statx_at(dir, name)
+            && stat.is_whiteout_device()
+        {
+            if has_lowers {
+                self.upper()?.make_whiteout(dir, name).context("make whiteout", name)?;
+            }
+            rustix::fs::unlinkat(dir, name, AtFlags::empty()).context("drop whiteout", name)?;
+        }
+        if !has_lowers {
+            return Ok(false);
+        }
+        match sys::statx_at(dir, &marks::whiteout_of(name).file_name) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno).context("look for a whiteout of", name),
+        }
+    }
+
+    fn make(&self, site: &Site<'_>, node: &Node<'_>) -> Result<()> {
+        let mode = match site.default_acl {
+            Some(_) => node.mode,
+            None => node.mode & !node.umask,
+        };
+        let inherits = site.parent.mode & 0o2000 != 0;
+        let gid = if inherits { site.parent.gid } else { node.owner.gid };
+        let owner = Owner { uid: node.owner.uid, gid };
+        let is_dir = matches!(node.kind, NodeKind::Directory);
+        let opaque = is_dir && site.whiteout;
+        // What one call in place makes: the daemon's own user and group, or the group of a
+        // setgid parent, and no bits that mkdir(2) would drop.
+        let own = owner.uid == rustix::process::geteuid().as_raw()
+            && (inherits || owner.gid == rustix::process::getegid().as_raw());
+        if own && !opaque && mode & 0o7000 == 0 {
+            return make_node(site.dir, site.name, node.kind, mode).context("create", site.name);
+        }
+        let mode = if is_dir && inherits { mode | 0o2000 } else { mode };
+        self.make_in_work(site, node.kind, mode, owner, opaque).context("create", site.name)
+    }
+
+    fn make_in_work(
+        &self,
+        site: &Site<'_>,
+        kind: NodeKind<'_>,
+        mode: u32,
+        owner: Owner,
+        opaque: bool,
+    ) -> sys::Result<()> {
+        let Some(upper) = &self.upper else { return Err(Errno::ROFS) };
+        let temp = upper.temp();
+        match &site.default_acl {
+            None => {
+                finish_node(temp.dir(), temp.name(), kind, mode, owner, opaque)?;
+                temp.publish(site.dir, site.name)
+            }
+            Some(acl) => publish_inheriting(&temp, acl, site, kind, mode, owner, opaque),
+        }
+    }
+
+    /// The inode of a name that was just made.
+    fn intern_new(&self, parent: &Arc<Inode>, name: &[u8], stat: &Stat) -> Arc<Inode> {
+        let number = self.number(stat, true);
+        let state = State {
+            links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
+            upper: Some(UpperFile { ino: stat.ino, held: None }),
+            ..State::default()
+        };
+        self.inodes.intern(number, || Inode::new(number, stat.kind(), state))
+    }
+}
+
+/// Makes the bare node.
+fn make_node(dir: BorrowedFd<'_>, name: &[u8], kind: NodeKind<'_>, mode: u32) -> sys::Result<()> {
+    let bits = Mode::from_raw_mode(mode);
+    match kind {
+        NodeKind::File => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, bits).map(drop)
+        }
+        NodeKind::Directory => rustix::fs::mkdirat(dir, name, bits),
+        NodeKind::Symlink(target) => rustix::fs::symlinkat(target, dir, name),
+        NodeKind::Special { kind, rdev } => rustix::fs::mknodat(dir, name, kind, bits, rdev),
+    }
+}
+
+/// Makes the node complete with owner, all mode bits and the opaque mark.
+fn finish_node(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    kind: NodeKind<'_>,
+    mode: u32,
+    owner: Owner,
+    opaque: bool,
+) -> sys::Result<()> {
+    make_node(dir, name, kind, mode)?;
+    let fd = sys::open_at(dir, name, sys::O_PATH)?;
+    if opaque {
+        Upper::make_opaque(fd.as_fd())?;
+    }
+    let made = sys::fstat(&fd)?;
+    attr::chown(fd.as_fd(), &made, owner)?;
+    if kind.file_type() != FileType::Symlink && sys::fstat(&fd)?.permissions() & 0o7000 != mode & 0o7000 {
+        let kept = sys::fstat(&fd)?.permissions() & 0o777;
+        attr::chmod(fd.as_fd(), kept | mode & 0o7000)?;
+    }
+    Ok(())
+}
+
+/// As [`finish_node`], in a directory in workdir that has the parent's default ACL, so that
+/// the filesystem itself computes what the node inherits.
+fn publish_inheriting(
+    temp: &Temp<'_>,
+    acl: &[u8],
+    site: &Site<'_>,
+    kind: NodeKind<'_>,
+    mode: u32,
+    owner: Owner,
+    opaque: bool,
+) -> sys::Result<()> {
+    rustix::fs::mkdirat(temp.dir(), temp.name(), Mode::RWXU)?;
+    let nursery = sys::open_at(temp.dir(), temp.name(), sys::O_DIRECTORY)?;
+    sys::set_xattr(nursery.as_fd(), DEFAULT_ACL, acl, 0)?;
+    finish_node(nursery.as_fd(), b"node", kind, mode, owner, opaque)?;
+    rustix::fs::renameat(&nursery, "node", site.dir, site.name)
+}

@@ -1,0 +1,136 @@
+//! A file's data: read, write, sync, allocate, seek. All addressed by inode; a lower file is
+//! copied up at the first write.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use super::attr::drop_suidgid;
+use super::error::{Context, Error, Result};
+use super::inode::Inode;
+use super::real::Access;
+use super::Overlay;
+use crate::layers::number::Ino;
+use crate::sys::{self, Errno};
+
+/// How a write is to be done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteFlags {
+    /// Drop setuid and setgid (the writer lacks CAP_FSETID).
+    pub kill_suidgid: bool,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next data (SEEK_DATA).
+    Data,
+    /// The next hole, or the end (SEEK_HOLE).
+    Hole,
+}
+
+impl Overlay {
+    /// Reads up to `buffer.len()` bytes at `offset`; less only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let inode = self.inode(ino)?;
+        let fd = self.data(&inode, Access::Read)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&fd, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).context("read", b""),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` at `offset`, unless an error stops it half-way: then what was
+    /// written is counted, and the error comes with the next write.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
+        let inode = self.inode(ino)?;
+        let fd = self.writable(&inode)?;
+        let mut done = 0;
+        while done < data.len() {
+            match rustix::io::pwrite(&fd, &data[done..], offset + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(errno) if done == 0 => return Err(errno).context("write", b""),
+                Err(_) => break,
+            }
+        }
+        if flags.kill_suidgid {
+            drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+        }
+        Ok(done)
+    }
+
+    fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<std::os::fd::OwnedFd>> {
+        self.copy_up(inode)?;
+        self.data(inode, Access::Write)
+    }
+
+    /// Target of a symlink.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let object = self.object(&self.inode(ino)?)?;
+        let target = rustix::fs::readlinkat(&object, c"", Vec::new()).context("read link", b"")?;
+        Ok(target.into_bytes())
+    }
+
+    /// Makes a file's data durable; `data_only` leaves out what reading it does not need.
+    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        let inode = self.inode(ino)?;
+        if self.volatile || !inode.in_upper() {
+            return Ok(()); // a lower file has nothing that is not durable
+        }
+        let fd = if inode.is_dir() {
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            let dir = sys::open_at(self.upper_dir(&inode)?.as_fd(), b".", flags);
+            Arc::new(dir.context("open", b".")?)
+        } else {
+            self.data(&inode, Access::Read)?
+        };
+        let result = if data_only { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) };
+        result.context("sync", b"")
+    }
+
+    /// fallocate(2), in all modes of the filesystem below.
+    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let flags = FallocateFlags::from_bits(mode.cast_unsigned())
+            .ok_or(Error::Io { op: "fallocate", name: String::new(), errno: Errno::OPNOTSUPP })?;
+        let inode = self.inode(ino)?;
+        let fd = self.writable(&inode)?;
+        rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")
+    }
+
+    /// The offset of the next data or hole at or after `offset`.
+    pub fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let inode = self.inode(ino)?;
+        let fd = self.data(&inode, Access::Read)?;
+        let from = match what {
+            Seek::Data => SeekFrom::Data(offset),
+            Seek::Hole => SeekFrom::Hole(offset),
+        };
+        // The descriptor is shared, but nothing uses its position.
+        rustix::fs::seek(&fd, from).context("seek", b"")
+    }
+
+    /// copy_file_range(2) between two files of the union.
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: usize,
+    ) -> Result<usize> {
+        let (from, to) = (self.inode(from)?, self.inode(to)?);
+        let out = self.writable(&to)?;
+        let input = self.data(&from, Access::Read)?;
+        let (mut read_at, mut write_at) = (from_offset, to_offset);
+        rustix::fs::copy_file_range(&input, Some(&mut read_at), &out, Some(&mut write_at), len)
+            .context("copy range", b"")
+    }
+}

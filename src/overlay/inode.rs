@@ -1,0 +1,294 @@
+//! Inodes of the union and the table of those that the kernel knows.
+//!
+//! An inode is kept while the kernel holds a reference (lookups) or a known child needs it
+//! to find its way (a child's link holds its parent). So it outlives its last name.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+
+use super::listing::Listing;
+use crate::layers::number::Ino;
+use crate::sys::FileType;
+
+/// Distinguishes lower directories in the fd cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LowerDirId(u64);
+
+/// A directory of a lower layer.
+#[derive(Debug)]
+pub(super) struct LowerDir {
+    pub(super) id: LowerDirId,
+    /// Which lower layer, 0 on top.
+    pub(super) layer: u16,
+    /// Path below the layer's root; empty for the root.
+    pub(super) path: Box<[u8]>,
+}
+
+impl LowerDir {
+    pub(super) fn new(layer: u16, path: Box<[u8]>) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = LowerDirId(NEXT.fetch_add(1, Ordering::Relaxed));
+        Arc::new(Self { id, layer, path })
+    }
+
+    /// The directory `name` in this one.
+    pub(super) fn child(&self, name: &[u8]) -> Arc<Self> {
+        let path = if self.path.is_empty() {
+            name.into()
+        } else {
+            [&self.path, &b"/"[..], name].concat().into()
+        };
+        Self::new(self.layer, path)
+    }
+}
+
+/// A file that is not a directory, in a lower layer.
+#[derive(Clone, Debug)]
+pub(super) struct LowerFile {
+    pub(super) dir: Arc<LowerDir>,
+    pub(super) name: Box<[u8]>,
+}
+
+/// A name of an inode in the merged tree.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) parent: Arc<Inode>,
+    pub(super) name: Box<[u8]>,
+}
+
+impl Link {
+    pub(super) fn is(&self, parent: &Inode, name: &[u8]) -> bool {
+        self.parent.ino == parent.ino && &*self.name == name
+    }
+}
+
+/// An inode's file in upper.
+#[derive(Clone, Debug)]
+pub(super) struct UpperFile {
+    /// Its inode number there, by which a path is verified.
+    pub(super) ino: u64,
+    /// Open for as long as the inode is known, once it has no name any more.
+    pub(super) held: Option<Arc<OwnedFd>>,
+}
+
+/// Where an inode lies.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Its known names; a directory has one, the root and deleted inodes have none.
+    pub(super) links: SmallVec<[Link; 1]>,
+    pub(super) upper: Option<UpperFile>,
+    /// For a file of a lower layer, also after its copy-up.
+    pub(super) lower: Option<LowerFile>,
+    /// For a directory: the lower directories that merge into it, topmost first.
+    pub(super) lower_dirs: Option<Arc<[Arc<LowerDir>]>>,
+}
+
+/// One file of the union.
+#[derive(Debug)]
+pub(super) struct Inode {
+    pub(super) ino: Ino,
+    pub(super) kind: FileType,
+    /// References of the kernel; changed with the table's shard locked.
+    lookups: AtomicU64,
+    pub(super) copy_up: Mutex<()>,
+    pub(super) state: RwLock<State>,
+    /// A directory's names, once they were needed. Held while a name of it is changed.
+    pub(super) dir: RwLock<Option<Box<Listing>>>,
+}
+
+impl Inode {
+    pub(super) fn new(ino: Ino, kind: FileType, state: State) -> Self {
+        Self {
+            ino,
+            kind,
+            lookups: AtomicU64::new(0),
+            copy_up: Mutex::new(()),
+            state: RwLock::new(state),
+            dir: RwLock::new(None),
+        }
+    }
+
+    pub(super) fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// Whether it has a file in upper.
+    pub(super) fn in_upper(&self) -> bool {
+        self.state.read().upper.is_some()
+    }
+
+    /// A name by which it can be reached now.
+    pub(super) fn any_link(&self) -> Option<Link> {
+        self.state.read().links.first().cloned()
+    }
+
+    /// Notes that it is known as `name` in `parent`.
+    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &[u8]) {
+        let known = self.state.read().links.iter().any(|link| link.is(parent, name));
+        if known {
+            return;
+        }
+        let mut state = self.state.write();
+        if !state.links.iter().any(|link| link.is(parent, name)) {
+            state.links.push(Link { parent: Arc::clone(parent), name: name.into() });
+        }
+    }
+
+    /// Notes that `name` in `parent` is not its name any more.
+    pub(super) fn remove_link(&self, parent: &Inode, name: &[u8]) {
+        self.state.write().links.retain(|link| !link.is(parent, name));
+    }
+}
+
+const SHARDS: usize = 64;
+/// How many inodes that could not be dropped yet are looked at again per forget.
+const LIMBO_BATCH: usize = 16;
+const MAX_LIMBO: usize = 1024;
+
+/// The inodes that the kernel, or a known inode below them, refers to.
+#[derive(Debug)]
+pub(super) struct InodeTable {
+    shards: Box<[Mutex<HashMap<Ino, Arc<Inode>>>]>,
+    /// Unreferenced by the kernel, but in use when last looked at.
+    limbo: Mutex<Vec<Ino>>,
+}
+
+impl InodeTable {
+    pub(super) fn new(root: &Arc<Inode>) -> Self {
+        let table = Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            limbo: Mutex::default(),
+        };
+        root.lookups.store(1, Ordering::Relaxed); // the kernel never forgets the root
+        table.shard(root.ino).lock().insert(root.ino, Arc::clone(root));
+        table
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+        &self.shards[(ino.0 ^ ino.0 >> 17) as usize % SHARDS]
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.shard(ino).lock().get(&ino).cloned()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// The inode of this number, made if it is not known, with one more lookup counted.
+    pub(super) fn intern(&self, ino: Ino, make: impl FnOnce() -> Inode) -> Arc<Inode> {
+        let mut shard = self.shard(ino).lock();
+        let inode = shard.entry(ino).or_insert_with(|| Arc::new(make()));
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(inode)
+    }
+
+    /// Counts one more lookup of an inode that the table gave out.
+    pub(super) fn count_lookup(&self, inode: &Arc<Inode>) {
+        let mut shard = self.shard(inode.ino).lock();
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        shard.entry(inode.ino).or_insert_with(|| Arc::clone(inode));
+    }
+
+    /// Takes back `count` lookups; returns the numbers that are not known any more.
+    pub(super) fn forget(&self, ino: Ino, count: u64) -> Vec<Ino> {
+        let mut dropped = Vec::new();
+        {
+            let shard = self.shard(ino).lock();
+            let Some(inode) = shard.get(&ino) else {
+                return dropped;
+            };
+            let before = inode.lookups.load(Ordering::Relaxed);
+            inode.lookups.store(before.saturating_sub(count), Ordering::Relaxed);
+            if before > count {
+                return dropped;
+            }
+        }
+        self.drop_unused(ino, &mut dropped);
+        let again: Vec<Ino> = {
+            let mut limbo = self.limbo.lock();
+            let keep = limbo.len().saturating_sub(LIMBO_BATCH);
+            limbo.split_off(keep)
+        };
+        for ino in again {
+            self.drop_unused(ino, &mut dropped);
+        }
+        dropped
+    }
+
+    /// Drops the inode if nothing refers to it, and then its parents likewise.
+    fn drop_unused(&self, ino: Ino, dropped: &mut Vec<Ino>) {
+        let mut next = vec![ino];
+        while let Some(ino) = next.pop() {
+            let mut shard = self.shard(ino).lock();
+            let Some(inode) = shard.get(&ino) else {
+                continue;
+            };
+            if inode.lookups.load(Ordering::Relaxed) > 0 {
+                continue;
+            }
+            if Arc::strong_count(inode) > 1 {
+                drop(shard);
+                self.look_again(ino);
+                continue;
+            }
+            let inode = shard.remove(&ino);
+            drop(shard);
+            dropped.push(ino);
+            if let Some(inode) = inode {
+                next.extend(inode.state.read().links.iter().map(|link| link.parent.ino));
+            }
+        }
+    }
+
+    /// Notes an inode that is in use: by a child, whose drop leads here again, or by an
+    /// operation, which does not.
+    fn look_again(&self, ino: Ino) {
+        let mut limbo = self.limbo.lock();
+        if limbo.len() < MAX_LIMBO && !limbo.contains(&ino) {
+            limbo.push(ino);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(ino: u64, parent: &Arc<Inode>) -> Inode {
+        let link = Link { parent: Arc::clone(parent), name: b"x"[..].into() };
+        let state = State { links: SmallVec::from_iter([link]), ..State::default() };
+        Inode::new(Ino(ino), FileType::Directory, state)
+    }
+
+    #[test]
+    fn a_parent_stays_as_long_as_its_child() {
+        let root = Arc::new(Inode::new(Ino::ROOT, FileType::Directory, State::default()));
+        let table = InodeTable::new(&root);
+        let parent = table.intern(Ino(10), || file(10, &root));
+        drop(table.intern(Ino(11), || file(11, &parent)));
+        drop(parent);
+        assert!(table.forget(Ino(10), 1).is_empty());
+        assert!(table.get(Ino(10)).is_some());
+        let mut gone = table.forget(Ino(11), 1);
+        gone.sort();
+        assert_eq!(gone, [Ino(10), Ino(11)]);
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn lookups_are_counted() {
+        let root = Arc::new(Inode::new(Ino::ROOT, FileType::Directory, State::default()));
+        let table = InodeTable::new(&root);
+        drop(table.intern(Ino(10), || file(10, &root)));
+        drop(table.intern(Ino(10), || unreachable!()));
+        assert!(table.forget(Ino(10), 1).is_empty());
+        assert_eq!(table.forget(Ino(10), 1), [Ino(10)]);
+    }
+}

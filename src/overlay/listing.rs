@@ -1,0 +1,199 @@
+//! The names of one merged directory: what the layers say together, in memory.
+//!
+//! A listing is read from all contributing layers at once and then kept true by the
+//! operations themselves (the union is the only writer), so a lookup and a readdir can
+//! never disagree, and a name that is missing costs no system call.
+//!
+//! Entries are ordered by a 63-bit hash of the name, which is also the readdir cookie.
+//! So a cookie stays good whatever happens to other names, and a directory that changes
+//! while it is read neither repeats nor skips a name that stays. The hash is keyed per
+//! process: nobody can prepare names that collide.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+
+use smallvec::SmallVec;
+
+use crate::sys::FileType;
+
+/// Place of a layer in the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerIndex {
+    /// The writable layer.
+    Upper,
+    /// The n-th lower layer, 0 on top.
+    Lower(u16),
+}
+
+/// Where a name comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name.
+    pub name: Box<[u8]>,
+    /// Its type in the topmost layer that has it.
+    pub kind: FileType,
+    /// The layers that make it, top first: one for a file, all that merge for a directory.
+    pub sources: SmallVec<[LayerIndex; 2]>,
+    /// Upper has it, and a lower layer has a name that would show if upper's went.
+    pub covers: bool,
+}
+
+impl Entry {
+    /// A name that exists in upper only.
+    pub fn upper(name: &[u8], kind: FileType, covers: bool) -> Self {
+        Self { name: name.into(), kind, sources: SmallVec::from_slice(&[LayerIndex::Upper]), covers }
+    }
+
+    /// Whether upper has the name.
+    pub fn in_upper(&self) -> bool {
+        self.sources.first() == Some(&LayerIndex::Upper)
+    }
+
+    /// Whether deleting the name needs a whiteout.
+    pub fn needs_whiteout(&self) -> bool {
+        self.covers || !self.in_upper()
+    }
+}
+
+/// Position in a directory stream; names come in the order of their cookies.
+pub type Cookie = u64;
+/// The first cookie of a name; below are the stream's start, `.` and `..`.
+pub const FIRST_COOKIE: Cookie = 16;
+
+/// The names of one merged directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    entries: BTreeMap<Cookie, Entry>,
+    /// Some name sits at another cookie than its hash: look-ups must search.
+    displaced: bool,
+}
+
+/// Hashes names to cookies; one per mount.
+#[derive(Debug, Default)]
+pub struct Hashing(RandomState);
+
+impl Hashing {
+    fn cookie(&self, name: &[u8]) -> Cookie {
+        // 63 bits: the offset of a directory stream is signed.
+        (self.0.hash_one(name) >> 1).max(FIRST_COOKIE)
+    }
+}
+
+impl Listing {
+    /// The entry of `name`.
+    pub fn get(&self, hashing: &Hashing, name: &[u8]) -> Option<&Entry> {
+        let cookie = self.find(hashing, name)?;
+        self.entries.get(&cookie)
+    }
+
+    /// The entry of `name`, to be changed.
+    pub fn get_mut(&mut self, hashing: &Hashing, name: &[u8]) -> Option<&mut Entry> {
+        let cookie = self.find(hashing, name)?;
+        self.entries.get_mut(&cookie)
+    }
+
+    /// Adds an entry, replacing one of the same name.
+    pub fn insert(&mut self, hashing: &Hashing, entry: Entry) {
+        if let Some(cookie) = self.find(hashing, &entry.name) {
+            self.entries.insert(cookie, entry);
+            return;
+        }
+        let wanted = hashing.cookie(&entry.name);
+        let mut cookie = wanted;
+        while self.entries.contains_key(&cookie) {
+            cookie = if cookie >= i64::MAX as u64 { FIRST_COOKIE } else { cookie + 1 };
+        }
+        self.displaced |= cookie != wanted;
+        self.entries.insert(cookie, entry);
+    }
+
+    /// Removes the entry of `name`.
+    pub fn remove(&mut self, hashing: &Hashing, name: &[u8]) -> Option<Entry> {
+        let cookie = self.find(hashing, name)?;
+        self.entries.remove(&cookie)
+    }
+
+    /// Notes that all names are upper's and that no lower layer shows any more.
+    pub fn settle(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.sources = SmallVec::from_slice(&[LayerIndex::Upper]);
+            entry.covers = false;
+        }
+    }
+
+    /// Whether the directory has no names.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many names it has.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entries after `cookie`.
+    pub fn after(&self, cookie: Cookie) -> impl Iterator<Item = (Cookie, &Entry)> {
+        let from = cookie.saturating_add(1).max(FIRST_COOKIE);
+        self.entries.range(from..).map(|(cookie, entry)| (*cookie, entry))
+    }
+
+    fn find(&self, hashing: &Hashing, name: &[u8]) -> Option<Cookie> {
+        let cookie = hashing.cookie(name);
+        match self.entries.get(&cookie) {
+            Some(entry) if &*entry.name == name => Some(cookie),
+            _ if self.displaced => {
+                self.entries.iter().find(|(_, e)| &*e.name == name).map(|(cookie, _)| *cookie)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str) -> Entry {
+        Entry::upper(name.as_bytes(), FileType::RegularFile, false)
+    }
+
+    #[test]
+    fn a_changing_directory_neither_skips_nor_repeats() {
+        let hashing = Hashing::default();
+        let mut listing = Listing::default();
+        for n in 0..1000 {
+            listing.insert(&hashing, entry(&format!("stays{n}")));
+            listing.insert(&hashing, entry(&format!("goes{n}")));
+        }
+        let mut seen = Vec::new();
+        let mut cookie = 0;
+        while let Some((next, name)) =
+            listing.after(cookie).next().map(|(c, e)| (c, e.name.clone()))
+        {
+            cookie = next;
+            let n = seen.len();
+            listing.remove(&hashing, format!("goes{n}").as_bytes());
+            listing.insert(&hashing, entry(&format!("new{n}")));
+            if name.starts_with(b"stays") {
+                seen.push(name);
+            }
+            assert!(n <= 1000);
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 1000);
+    }
+
+    #[test]
+    fn a_displaced_name_is_found() {
+        let hashing = Hashing::default();
+        let mut listing = Listing::default();
+        let home = hashing.cookie(b"late");
+        listing.entries.insert(home, entry("squatter"));
+        listing.insert(&hashing, entry("late"));
+        assert_eq!(listing.len(), 2);
+        assert_eq!(&*listing.get(&hashing, b"late").unwrap().name, b"late");
+        assert!(listing.remove(&hashing, b"late").is_some());
+        assert!(listing.get(&hashing, b"late").is_none());
+    }
+}

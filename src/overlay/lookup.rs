@@ -1,0 +1,230 @@
+//! From a name in a merged directory to its inode.
+
+use std::ops::Deref;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
+use smallvec::SmallVec;
+
+use super::attr::Attr;
+use super::error::{Context, Error, Result};
+use super::inode::{Inode, Link, LowerDir, LowerFile, State, UpperFile};
+use super::listing::{Entry, LayerIndex, Listing};
+use super::merge::Merge;
+use super::Overlay;
+use crate::layers::index::Index;
+use crate::layers::lower::{Lower, read_layer_dir};
+use crate::layers::number::{Ino, Numbering};
+use crate::layers::upper::Upper;
+use crate::sys::{self, FileType, Stat};
+
+/// An inode that an operation looked up for itself: its reference is taken back on drop.
+pub(super) struct Known<'a> {
+    overlay: &'a Overlay,
+    inode: Arc<Inode>,
+}
+
+impl Deref for Known<'_> {
+    type Target = Arc<Inode>;
+
+    fn deref(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+}
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        let ino = self.inode.ino;
+        // The table drops an inode when it has the last reference: let go of ours first.
+        self.inode = Arc::clone(&self.overlay.root);
+        self.overlay.forget(ino, 1);
+    }
+}
+
+impl Overlay {
+    pub(super) fn root_inode(
+        lowers: &[Lower],
+        upper: Option<&Upper>,
+        numbering: &Numbering,
+    ) -> std::result::Result<Inode, crate::layers::Error> {
+        let mut state = State::default();
+        // Devices are numbered in the order of the stack, so that numbers last.
+        if let Some(upper) = upper {
+            let stat = sys::fstat(upper.root())
+                .map_err(crate::layers::Error::io("stat", std::path::Path::new("upper")))?;
+            numbering.number(stat.dev, stat.ino);
+            state.upper = Some(UpperFile { ino: stat.ino, held: None });
+        }
+        for lower in lowers {
+            let stat = sys::fstat(lower.root())
+                .map_err(crate::layers::Error::io("stat", lower.path()))?;
+            numbering.number(stat.dev, stat.ino);
+        }
+        let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default())).collect();
+        state.lower_dirs = Some(dirs);
+        Ok(Inode::new(Ino::ROOT, FileType::Directory, state))
+    }
+
+    /// Looks `name` up in the directory `parent` and counts a reference to what is found.
+    ///
+    /// # Errors
+    /// `NotFound` if the merged directory has no such name.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let parent = self.inode(parent)?;
+        let (inode, stat) = self.lookup_in(&parent, name)?;
+        self.attr_of(&inode, stat)
+    }
+
+    /// Takes back `count` references to an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        for gone in self.inodes.forget(ino, count) {
+            self.fds.forget(gone);
+        }
+    }
+
+    /// As [`lookup`](Self::lookup); `None` for the attributes if another layer than the
+    /// entry's has them.
+    pub(super) fn lookup_in(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<(Arc<Inode>, Option<Stat>)> {
+        let listing = self.listing(parent)?;
+        let entry = listing.get(&self.hashing, name).ok_or(Error::NotFound)?;
+        self.instantiate(parent, entry)
+    }
+
+    /// As [`lookup_in`](Self::lookup_in), for the time of an operation.
+    pub(super) fn known(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Known<'_>> {
+        let (inode, _) = self.lookup_in(parent, name)?;
+        Ok(Known { overlay: self, inode })
+    }
+
+    /// The directory's names, read from the layers if they are not in memory.
+    pub(super) fn listing<'a>(
+        &self,
+        dir: &'a Arc<Inode>,
+    ) -> Result<MappedRwLockReadGuard<'a, Listing>> {
+        if !dir.is_dir() {
+            return Err(Error::NotDirectory);
+        }
+        loop {
+            if let Ok(listing) = RwLockReadGuard::try_map(dir.dir.read(), |d| d.as_deref()) {
+                return Ok(listing);
+            }
+            let mut names = dir.dir.write();
+            if names.is_none() {
+                *names = Some(Box::new(self.read_listing(dir)?));
+            }
+        }
+    }
+
+    /// Reads the directory in all its layers; those below an opaque one are cut off for good.
+    pub(super) fn read_listing(&self, dir: &Arc<Inode>) -> Result<Listing> {
+        let mut merge = Merge::default();
+        let (in_upper, lowers) = {
+            let state = dir.state.read();
+            (state.upper.is_some(), state.lower_dirs.clone())
+        };
+        let lowers = lowers.as_deref().unwrap_or_default();
+        let mut open = true;
+        if in_upper {
+            let fd = self.upper_dir(dir)?;
+            let found = read_layer_dir(fd.as_fd()).context("read upper directory", b"")?;
+            open = merge.add(LayerIndex::Upper, found);
+        }
+        let mut used = 0;
+        for lower in lowers {
+            if !open {
+                break;
+            }
+            let fd = self.lower_dir(lower)?;
+            let found = read_layer_dir(fd.as_fd()).context("read lower directory", &lower.path)?;
+            open = merge.add(LayerIndex::Lower(lower.layer), found);
+            used += 1;
+        }
+        if used < lowers.len() {
+            dir.state.write().lower_dirs = Some(lowers[..used].into());
+        }
+        Ok(merge.finish(&self.hashing))
+    }
+
+    /// The inode of an entry, with a reference counted, and the attributes of its top layer.
+    pub(super) fn instantiate(
+        &self,
+        parent: &Arc<Inode>,
+        entry: &Entry,
+    ) -> Result<(Arc<Inode>, Option<Stat>)> {
+        let name = &*entry.name;
+        let lower_dirs = parent.state.read().lower_dirs.clone();
+        let lower_dir = |layer: u16| {
+            let dirs = lower_dirs.as_deref().unwrap_or_default();
+            dirs.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale)
+        };
+        let mut state = State {
+            links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
+            ..State::default()
+        };
+        let stat = match entry.sources.first().ok_or(Error::NotFound)? {
+            LayerIndex::Upper => {
+                let dir = self.upper_dir(parent)?;
+                let stat = sys::statx_at(dir.as_fd(), name).context("stat upper", name)?;
+                state.upper = Some(UpperFile { ino: stat.ino, held: None });
+                stat
+            }
+            LayerIndex::Lower(layer) => {
+                let dir = lower_dir(*layer)?;
+                let fd = self.lower_dir(dir)?;
+                let stat = sys::statx_at(fd.as_fd(), name).context("stat lower", name)?;
+                if entry.kind != FileType::Directory {
+                    state.lower = Some(LowerFile { dir: Arc::clone(dir), name: name.into() });
+                }
+                stat
+            }
+        };
+        if entry.kind == FileType::Directory {
+            let mut dirs = Vec::new();
+            for source in &entry.sources {
+                if let LayerIndex::Lower(layer) = source {
+                    dirs.push(lower_dir(*layer)?.child(name));
+                }
+            }
+            state.lower_dirs = Some(dirs.into());
+        }
+        let number = self.number(&stat, state.upper.is_some());
+        let mut shown = Some(stat);
+        if state.upper.is_none() && self.stands_in_upper(number) {
+            state.upper = Some(UpperFile { ino: self.indexed_inode(number)?, held: None });
+            shown = None;
+        }
+        let kind = stat.kind();
+        let in_upper = state.upper.is_some();
+        let inode = self.inodes.intern(number, || Inode::new(number, kind, state));
+        inode.add_link(parent, name);
+        if !in_upper && inode.in_upper() {
+            shown = None;
+        }
+        Ok((inode, shown))
+    }
+
+    /// The number of a file with these attributes.
+    pub(super) fn number(&self, stat: &Stat, in_upper: bool) -> Ino {
+        let origin = match &self.upper {
+            Some(upper) if in_upper => upper.index().origin(stat),
+            _ => None,
+        };
+        origin.unwrap_or_else(|| self.numbering.number(stat.dev, stat.ino))
+    }
+
+    /// Whether a lower file of several names was copied up under another of them.
+    fn stands_in_upper(&self, number: Ino) -> bool {
+        self.upper.as_ref().is_some_and(|upper| upper.index().is_linked(number))
+    }
+
+    fn indexed_inode(&self, number: Ino) -> Result<u64> {
+        let name = Index::link_name(number);
+        let stat = sys::statx_at(self.upper()?.index().dir(), &name).context("stat index", &name)?;
+        Ok(stat.ino)
+    }
+}

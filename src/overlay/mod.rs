@@ -1,0 +1,138 @@
+//! The union: a stack of lower layers and one upper layer as one tree.
+//!
+//! Written in the words of the kernel's overlayfs, without FUSE types, so that every
+//! operation runs in a test without /dev/fuse.
+//!
+//! ```text
+//!            Ino ──> InodeTable ──> Inode ─┬─ state    where it lies: links, upper, lowers
+//!                                          ├─ dir      a directory's merged names (Listing)
+//!                                          └─ copy_up  one copy-up at a time
+//! ```
+//!
+//! # Invariants
+//!
+//! - A lower layer is never written. Lower files are opened read-only, in `real.rs` alone.
+//! - An inode is one file: names of one lower file share it, through copy-up too.
+//! - Upper is a valid changeset at any instant; each change is published by one call.
+//! - The union is the only writer of upper while it is mounted.
+//!
+//! # Lock order
+//!
+//! 1. `Inode::copy_up` of a file, then of its parent, up to the root
+//! 2. `Inode::dir` of one directory; of two in the order of their numbers
+//! 3. `Inode::state`; never two at once
+//! 4. leaves: the inode table's shards, the fd cache, the index
+//!
+//! No lock is tree-wide. Only `copy_up` is held while data is copied, so only those who
+//! need that very copy wait. A lock of step 3 or 4 is never held across a system call,
+//! but for the index's append to its log.
+
+mod attr;
+mod copy_up;
+mod create;
+mod error;
+mod fd_cache;
+mod file;
+mod inode;
+mod listing;
+mod lookup;
+mod merge;
+mod mount_options;
+mod readdir;
+mod real;
+mod remove;
+mod rename;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use attr::{Attr, Owner, SetAttr, StatFs, TimeChange};
+pub use create::{Node, NodeKind};
+pub use error::{Error, Result};
+pub use file::{Seek, WriteFlags};
+pub use listing::{Cookie, LayerIndex};
+pub use mount_options::{MountOptions, UpperOptions};
+pub use readdir::DirEntry;
+pub use rename::RenameMode;
+
+use crate::layers::lower::Lower;
+use crate::layers::marks;
+use crate::layers::number::{Ino, Numbering};
+use crate::layers::upper::Upper;
+use fd_cache::FdCache;
+use inode::{Inode, InodeTable};
+use listing::Hashing;
+
+/// A mounted union.
+#[derive(Debug)]
+pub struct Overlay {
+    lowers: Vec<Lower>,
+    upper: Option<Upper>,
+    /// Whether copied-up data is not synced before it is published.
+    volatile: bool,
+    numbering: Numbering,
+    hashing: Hashing,
+    inodes: InodeTable,
+    fds: FdCache,
+    root: Arc<Inode>,
+}
+
+impl Overlay {
+    /// Opens the layers and takes the upper layer's lock.
+    pub fn open(options: &MountOptions) -> std::result::Result<Self, crate::layers::Error> {
+        let lowers = options
+            .lowers
+            .iter()
+            .map(|path| Lower::open(path))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let upper = match &options.upper {
+            Some(places) => Some(Upper::open(&places.upper, &places.work, &options.holder)?),
+            None => None,
+        };
+        let numbering = Numbering::default();
+        let root = Arc::new(Self::root_inode(&lowers, upper.as_ref(), &numbering)?);
+        Ok(Self {
+            lowers,
+            upper,
+            volatile: options.volatile,
+            numbering,
+            hashing: Hashing::default(),
+            inodes: InodeTable::new(&root),
+            fds: FdCache::new(options.max_open_files),
+            root,
+        })
+    }
+
+    /// Whether the union has an upper layer.
+    pub fn is_writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
+    /// How many inodes are known at the moment, the root included.
+    pub fn known_inodes(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// The inode of a number that the kernel knows.
+    fn inode(&self, ino: Ino) -> Result<Arc<Inode>> {
+        self.inodes.get(ino).ok_or(Error::Stale)
+    }
+
+    fn upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Error::ReadOnly)
+    }
+}
+
+/// Refuses a name that no directory of the union can take.
+fn check_new_name(name: &[u8]) -> Result<()> {
+    if name.len() > marks::NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    if marks::is_reserved(name) {
+        return Err(Error::ReservedName);
+    }
+    Ok(())
+}

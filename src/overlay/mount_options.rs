@@ -1,0 +1,41 @@
+//! What a union is made of.
+
+use std::path::PathBuf;
+
+/// The layers of a union and how it treats them.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The lower layers, the topmost first. May be empty if there is an upper layer.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer; without one the union is read-only.
+    pub upper: Option<UpperOptions>,
+    /// Do not sync what is copied up (mount option `volatile`): a crash of the machine
+    /// may lose it.
+    pub volatile: bool,
+    /// Who mounts, in words, for those who find the upper layer locked.
+    pub holder: String,
+    /// How many descriptors may be kept open for speed.
+    pub max_open_files: usize,
+}
+
+/// The writable layer.
+#[derive(Clone, Debug)]
+pub struct UpperOptions {
+    /// Holds the changes.
+    pub upper: PathBuf,
+    /// Holds what is being built; on the same filesystem as `upper`.
+    pub work: PathBuf,
+}
+
+impl MountOptions {
+    /// A union of these lowers, read-only, with the other options at their defaults.
+    pub fn new(lowers: Vec<PathBuf>) -> Self {
+        Self {
+            lowers,
+            upper: None,
+            volatile: false,
+            holder: format!("pid {}", std::process::id()),
+            max_open_files: 256,
+        }
+    }
+}

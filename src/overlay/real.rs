@@ -1,0 +1,265 @@
+//! From an inode to the real file: descriptors of what lies in the layers.
+//!
+//! A lower path never changes. An upper path does, when a directory above is renamed, so
+//! whatever is opened by it is verified by its inode number and tried again if another
+//! file was met. The one place where lower files are opened; always read-only.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::error::{Context, Error, Result};
+use super::fd_cache::FdKey;
+use super::inode::{Inode, Link, LowerDir, UpperFile};
+use super::Overlay;
+use crate::layers::index::Index;
+use crate::layers::number::Ino;
+use crate::sys::{self, Errno, FileType, Stat};
+
+/// How often a path is followed again because a rename crossed it.
+const MAX_TRIES: u32 = 1000;
+
+/// What a file's data is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    /// In upper: the file must have been copied up.
+    Write,
+}
+
+impl Overlay {
+    /// A descriptor of a lower directory.
+    pub(super) fn lower_dir(&self, dir: &LowerDir) -> Result<Arc<OwnedFd>> {
+        let key = FdKey::LowerDir(dir.id);
+        if let Some(fd) = self.fds.get(key) {
+            return Ok(fd);
+        }
+        let root = self.lowers[usize::from(dir.layer)].root();
+        let fd = sys::open_beneath(root, &dir.path, sys::O_DIRECTORY)
+            .context("open lower directory", &dir.path)?;
+        Ok(self.fds.put(key, fd))
+    }
+
+    /// A descriptor of a directory's part in upper; it has one (see `Inode::in_upper`).
+    pub(super) fn upper_dir(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        for _ in 0..MAX_TRIES {
+            match self.try_upper_dir(inode)? {
+                Some(fd) => return Ok(fd),
+                None => std::thread::yield_now(),
+            }
+        }
+        Err(Error::Stale)
+    }
+
+    /// Opens the path from the nearest kept ancestor down; `None` if a rename crossed it.
+    fn try_upper_dir(&self, inode: &Arc<Inode>) -> Result<Option<Arc<OwnedFd>>> {
+        let mut missing: Vec<(Arc<Inode>, Box<[u8]>, u64)> = Vec::new();
+        let mut at = Arc::clone(inode);
+        let mut fd = loop {
+            if let Some(fd) = self.fds.get(FdKey::UpperDir(at.ino)) {
+                break fd;
+            }
+            let (link, upper) = {
+                let state = at.state.read();
+                (state.links.first().cloned(), state.upper.clone())
+            };
+            let upper = upper.ok_or(Error::Stale)?;
+            if let Some(held) = upper.held {
+                break held;
+            }
+            if at.ino == Ino::ROOT {
+                let root = sys::open_at(self.upper()?.root(), b".", sys::O_DIRECTORY)
+                    .context("open upper", b".")?;
+                break self.fds.put(FdKey::UpperDir(at.ino), root);
+            }
+            let Some(Link { parent, name }) = link else {
+                return Ok(None); // between its removal and being held
+            };
+            missing.push((at, name, upper.ino));
+            at = parent;
+        };
+        while let Some((dir, name, ino)) = missing.pop() {
+            let opened = match sys::open_at(fd.as_fd(), &name, sys::O_DIRECTORY) {
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+                result => result.context("open upper directory", &name)?,
+            };
+            if sys::fstat(&opened).context("stat", &name)?.ino != ino {
+                return Ok(None);
+            }
+            fd = self.fds.put(FdKey::UpperDir(dir.ino), opened);
+        }
+        Ok(Some(fd))
+    }
+
+    /// An `O_PATH` descriptor of the real file: upper's if there is one, else the lower one.
+    pub(super) fn object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        if inode.is_dir() {
+            return self.directory_object(inode);
+        }
+        for _ in 0..MAX_TRIES {
+            let upper = inode.state.read().upper.clone();
+            let Some(upper) = upper else {
+                return self.lower_object(inode);
+            };
+            if let Some(held) = upper.held {
+                return Ok(held);
+            }
+            if let Some(fd) = self.find_in_upper(inode, &upper)? {
+                return Ok(Arc::new(fd));
+            }
+            std::thread::yield_now();
+        }
+        Err(Error::Stale)
+    }
+
+    fn directory_object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        let lower = {
+            let state = inode.state.read();
+            match (&state.upper, &state.lower_dirs) {
+                (Some(_), _) => None,
+                (None, dirs) => dirs.as_ref().and_then(|dirs| dirs.first().cloned()),
+            }
+        };
+        match lower {
+            Some(dir) => self.lower_dir(&dir),
+            None => self.upper_dir(inode),
+        }
+    }
+
+    fn lower_object(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        let lower = inode.state.read().lower.clone().ok_or(Error::Stale)?;
+        let dir = self.lower_dir(&lower.dir)?;
+        let fd = sys::open_at(dir.as_fd(), &lower.name, sys::O_PATH)
+            .context("open lower", &lower.name)?;
+        Ok(Arc::new(fd))
+    }
+
+    /// Tries each known name of a file, then the index; `None` if none leads to it now.
+    fn find_in_upper(&self, inode: &Inode, upper: &UpperFile) -> Result<Option<OwnedFd>> {
+        let links = inode.state.read().links.clone();
+        for Link { parent, name } in links {
+            if !parent.in_upper() {
+                continue; // a hard link that is still the lower layer's
+            }
+            let Some(dir) = self.try_upper_dir(&parent)? else {
+                continue;
+            };
+            if let Some(fd) = open_verified(dir.as_fd(), &name, upper.ino)? {
+                return Ok(Some(fd));
+            }
+        }
+        let index = self.upper()?.index();
+        if index.is_linked(inode.ino) {
+            return open_verified(index.dir(), &Index::link_name(inode.ino), upper.ino);
+        }
+        Ok(None)
+    }
+
+    /// Attributes of the real file.
+    pub(super) fn stat_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
+        if let Some(stat) = self.stat_by_name(inode)? {
+            return Ok(stat);
+        }
+        let fd = self.object(inode)?;
+        sys::fstat(fd.as_fd()).context("stat", b"")
+    }
+
+    /// The common case in one call: its first name leads to it.
+    fn stat_by_name(&self, inode: &Arc<Inode>) -> Result<Option<Stat>> {
+        let (link, upper, lower) = {
+            let state = inode.state.read();
+            (state.links.first().cloned(), state.upper.clone(), state.lower.clone())
+        };
+        match (upper, link, lower) {
+            (Some(UpperFile { ino, held: None }), Some(link), _) if link.parent.in_upper() => {
+                let Some(dir) = self.try_upper_dir(&link.parent)? else {
+                    return Ok(None);
+                };
+                match sys::statx_at(dir.as_fd(), &link.name) {
+                    Ok(stat) if stat.ino == ino => Ok(Some(stat)),
+                    Ok(_) | Err(Errno::NOENT) => Ok(None),
+                    Err(errno) => Err(errno).context("stat", &link.name),
+                }
+            }
+            (None, _, Some(lower)) => {
+                let dir = self.lower_dir(&lower.dir)?;
+                let stat = sys::statx_at(dir.as_fd(), &lower.name);
+                stat.map(Some).context("stat", &lower.name)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A descriptor of a regular file's data.
+    pub(super) fn data(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
+        if inode.kind != FileType::RegularFile {
+            return Err(if inode.is_dir() { Error::IsDirectory } else { Error::Invalid("no data") });
+        }
+        let kept = match access {
+            Access::Write => self.fds.get(FdKey::Write(inode.ino)),
+            Access::Read => self
+                .fds
+                .get(FdKey::Write(inode.ino))
+                .or_else(|| self.fds.get(FdKey::Read(inode.ino))),
+        };
+        if let Some(fd) = kept {
+            return Ok(fd);
+        }
+        match access {
+            Access::Read => self.open_for_reading(inode),
+            Access::Write if inode.in_upper() => {
+                let object = self.object(inode)?;
+                let fd = open_for_writing(&object).context("open for writing", b"")?;
+                Ok(self.fds.put(FdKey::Write(inode.ino), fd))
+            }
+            Access::Write => Err(Error::ReadOnly),
+        }
+    }
+
+    fn open_for_reading(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        let lower = {
+            let state = inode.state.read();
+            if state.upper.is_some() { None } else { state.lower.clone() }
+        };
+        let was_lower = lower.is_some();
+        let fd = match lower {
+            Some(lower) => {
+                let dir = self.lower_dir(&lower.dir)?;
+                sys::open_at(dir.as_fd(), &lower.name, sys::O_READ).context("open", &lower.name)?
+            }
+            None => sys::reopen(self.object(inode)?.as_fd(), sys::O_READ).context("open", b"")?,
+        };
+        let fd = self.fds.put(FdKey::Read(inode.ino), fd);
+        // A copy-up may have dropped the key before it was put: it must not serve the old data.
+        if was_lower && inode.in_upper() {
+            self.fds.remove(FdKey::Read(inode.ino));
+        }
+        Ok(fd)
+    }
+}
+
+/// Opens `name` if it is the inode `ino`.
+fn open_verified(dir: std::os::fd::BorrowedFd<'_>, name: &[u8], ino: u64) -> Result<Option<OwnedFd>> {
+    let fd = match sys::open_at(dir, name, sys::O_PATH) {
+        Err(Errno::NOENT) => return Ok(None),
+        result => result.context("open upper", name)?,
+    };
+    let stat = sys::fstat(&fd).context("stat", name)?;
+    Ok((stat.ino == ino).then_some(fd))
+}
+
+/// Opens an upper file for writing, also one whose mode forbids it to its own owner: whoever
+/// asks has opened it already, and the kernel has checked that (an ordinary user's daemon
+/// has no CAP_DAC_OVERRIDE).
+fn open_for_writing(object: &OwnedFd) -> sys::Result<OwnedFd> {
+    match sys::reopen(object.as_fd(), sys::O_READWRITE) {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let mode = sys::fstat(object)?.permissions();
+    let path = sys::proc_path(object.as_fd());
+    let set = |bits| rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(bits));
+    set(mode | 0o600)?;
+    let opened = sys::reopen(object.as_fd(), sys::O_READWRITE);
+    set(mode)?;
+    opened
+}

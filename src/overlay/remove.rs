@@ -1,0 +1,169 @@
+//! Removing names: unlink and rmdir.
+//!
+//! First the whiteout, then the upper file: between the two the name is still there, and
+//! once the file is gone the whiteout hides the lower one. So no crash brings it back.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::AtFlags;
+
+use super::error::{Context, Error, Result};
+use super::fd_cache::FdKey;
+use super::inode::{Inode, UpperFile};
+use super::listing::{Entry, Listing};
+use super::Overlay;
+use crate::layers::number::Ino;
+use crate::sys::{Errno, FileType};
+
+/// A directory's names, locked for a change.
+pub(super) type Names<'a> = RwLockWriteGuard<'a, Option<Box<Listing>>>;
+
+impl Overlay {
+    /// Removes a name that is not a directory.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let parent = self.inode(parent)?;
+        let target = self.known(&parent, name)?;
+        if target.is_dir() {
+            return Err(Error::IsDirectory);
+        }
+        self.copy_up(&parent)?;
+        let mut names = parent.dir.write();
+        let entry = self.checked_entry(&names, &target, &parent, name)?;
+        let dir = self.upper_dir(&parent)?;
+        if entry.needs_whiteout() {
+            self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
+        }
+        self.release_name(&target, &parent, &entry)?;
+        if entry.in_upper() {
+            rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
+        }
+        self.name_is_gone(&target, &parent, &mut names, name);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let parent = self.inode(parent)?;
+        let target = self.known(&parent, name)?;
+        drop(self.listing(&target)?); // reads it, or fails as something else
+        self.copy_up(&parent)?;
+        let (mut names, inside) = lock_two(&parent, &target);
+        let entry = self.checked_entry(&names, &target, &parent, name)?;
+        if inside.as_ref().and_then(|i| i.as_deref()).is_some_and(|i| !i.is_empty()) {
+            return Err(Error::NotEmpty);
+        }
+        let dir = self.upper_dir(&parent)?;
+        if entry.needs_whiteout() {
+            self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
+        }
+        self.release_name(&target, &parent, &entry)?;
+        if entry.in_upper() {
+            self.remove_upper_dir(dir.as_fd(), name)?;
+        }
+        self.name_is_gone(&target, &parent, &mut names, name);
+        Ok(())
+    }
+
+    /// The name's entry, if it is still the target's.
+    pub(super) fn checked_entry(
+        &self,
+        names: &Names<'_>,
+        target: &Inode,
+        parent: &Inode,
+        name: &[u8],
+    ) -> Result<Entry> {
+        let entry = names.as_deref().and_then(|names| names.get(&self.hashing, name));
+        let is_link = target.state.read().links.iter().any(|link| link.is(parent, name));
+        entry.filter(|_| is_link).cloned().ok_or(Error::NotFound)
+    }
+
+    /// Removes an upper directory whose merged view is empty: it may still hold marks.
+    pub(super) fn remove_upper_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                self.upper()?.discard_dir(dir, name).context("discard directory", name)
+            }
+            result => result.context("remove directory", name),
+        }
+    }
+
+    /// Prepares an inode for losing a name: it stays usable by those who have it open, and
+    /// the link counts and the index stay true.
+    pub(super) fn release_name(
+        &self,
+        target: &Arc<Inode>,
+        parent: &Inode,
+        entry: &Entry,
+    ) -> Result<()> {
+        let last = target.state.read().links.iter().all(|link| link.is(parent, &entry.name));
+        if last && target.in_upper() {
+            let held = match self.fds.get(FdKey::Write(target.ino)) {
+                Some(fd) => fd,
+                None => self.object(target)?,
+            };
+            if let Some(UpperFile { held: slot, .. }) = &mut target.state.write().upper {
+                *slot = Some(held);
+            }
+        }
+        if target.kind == FileType::Directory {
+            return Ok(());
+        }
+        self.count_out(target, entry)
+    }
+
+    /// Keeps `left`, the number of names that the layer still shows, and drops the index link
+    /// with the last name.
+    fn count_out(&self, target: &Arc<Inode>, entry: &Entry) -> Result<()> {
+        let index = self.upper()?.index();
+        let indexed = self.is_indexed(target);
+        let stat = self.stat_object(target)?;
+        if !entry.in_upper() {
+            let names = index.left(target.ino).unwrap_or(stat.nlink);
+            if indexed || names > 1 || index.left(target.ino).is_some() {
+                let left = names.saturating_sub(1);
+                index.set_left(target.ino, left).context("record links", &entry.name)?;
+            }
+        }
+        if indexed {
+            // Its names in upper, without the one that goes, and without the index's link.
+            let in_upper = stat.nlink.saturating_sub(1 + u32::from(entry.in_upper()));
+            if in_upper == 0 && index.left(target.ino).unwrap_or(0) == 0 {
+                index.unlink(target.ino).context("drop index link", &entry.name)?;
+            }
+        }
+        if target.in_upper() && stat.nlink <= 1 && entry.in_upper() {
+            let upper = target.state.read().upper.as_ref().map(|upper| upper.ino);
+            upper.into_iter().for_each(|ino| index.forget_origin(ino));
+        }
+        Ok(())
+    }
+
+    pub(super) fn name_is_gone(
+        &self,
+        target: &Inode,
+        parent: &Inode,
+        names: &mut Names<'_>,
+        name: &[u8],
+    ) {
+        if let Some(names) = names.as_deref_mut() {
+            names.remove(&self.hashing, name);
+        }
+        target.remove_link(parent, name);
+    }
+}
+
+/// Locks the names of two directories in the order of their numbers; the second guard is
+/// `None` if they are one.
+pub(super) fn lock_two<'a>(a: &'a Inode, b: &'a Inode) -> (Names<'a>, Option<Names<'a>>) {
+    if a.ino == b.ino {
+        return (a.dir.write(), None);
+    }
+    if a.ino < b.ino {
+        let first = a.dir.write();
+        return (first, Some(b.dir.write()));
+    }
+    let second = b.dir.write();
+    (a.dir.write(), Some(second))
+}

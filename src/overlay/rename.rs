@@ -1,0 +1,349 @@
+//! rename, with RENAME_NOREPLACE and RENAME_EXCHANGE. Never EXDEV.
+//!
+//! Only something that lies wholly in upper is moved, by one renameat2(2). A directory that
+//! has lower parts is *settled* first: everything below it is copied up in place, which
+//! nobody can see, and then it is made opaque. So the rename itself stays atomic, to every
+//! observer and to a crash, and writes that go on meanwhile are not lost.
+//!
+//! Order: opaque marks on what is moved over a lower name, the whiteout at the old name,
+//! the rename, and last the whiteout at the new name goes.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::{AtFlags, RenameFlags};
+use smallvec::SmallVec;
+
+use super::error::{Context, Error, Result};
+use super::inode::Inode;
+use super::listing::{Entry, LayerIndex, Listing};
+use super::lookup::Known;
+use super::{Overlay, check_new_name};
+use crate::layers::marks::{self, Meaning};
+use crate::layers::number::Ino;
+use crate::layers::upper::Upper;
+use crate::sys::{self, FileType};
+
+/// What a rename does to an existing new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replaces it.
+    Replace,
+    /// Fails with EEXIST (RENAME_NOREPLACE).
+    NoReplace,
+    /// Swaps the two (RENAME_EXCHANGE).
+    Exchange,
+}
+
+/// One of the two names of a rename.
+struct Place<'a> {
+    parent: &'a Arc<Inode>,
+    name: &'a [u8],
+}
+
+/// The locked names of the directories that a rename changes, by number.
+type Locked<'a> = BTreeMap<Ino, RwLockWriteGuard<'a, Option<Box<Listing>>>>;
+
+impl Overlay {
+    /// Renames `name` in `parent` to `new_name` in `new_parent`.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        check_new_name(new_name)?;
+        let (parent, new_parent) = (self.inode(parent)?, self.inode(new_parent)?);
+        let from = Place { parent: &parent, name };
+        let to = Place { parent: &new_parent, name: new_name };
+        let source = self.known(&parent, name)?;
+        let target = match self.known(&new_parent, new_name) {
+            Err(Error::NotFound) => None,
+            result => Some(result?),
+        };
+        check_rename(&source, target.as_ref(), &from, &to, mode)?;
+        if target.as_ref().is_some_and(|target| target.ino == source.ino) {
+            return Ok(()); // two names of one file: rename(2) leaves both
+        }
+        self.copy_up(&parent)?;
+        self.copy_up(&new_parent)?;
+        self.settle(&source)?;
+        match &target {
+            Some(target) if mode == RenameMode::Exchange => {
+                self.settle(target)?;
+                self.exchange(&from, &to, &source, target)
+            }
+            _ => self.replace(&from, &to, &source, target.as_deref()),
+        }
+    }
+
+    /// Moves `source` to its new name, over `target` if there is one.
+    fn replace(
+        &self,
+        from: &Place<'_>,
+        to: &Place<'_>,
+        source: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<()> {
+        let target_dir = target.filter(|target| target.is_dir());
+        if let Some(dir) = target_dir {
+            drop(self.listing(dir)?);
+        }
+        let mut locked = lock([Some(from.parent), Some(to.parent), target_dir]);
+        let entry = self.entry_at(&locked, from, source)?;
+        let replaced = match target {
+            Some(target) => Some(self.entry_at(&locked, to, target)?),
+            None if self.has_name(&locked, to) => return Err(Error::Exists),
+            None => None,
+        };
+        if let Some(dir) = target_dir
+            && locked.get(&dir.ino).and_then(|n| n.as_deref()).is_some_and(|n| !n.is_empty())
+        {
+            return Err(Error::NotEmpty);
+        }
+        let (from_dir, to_dir) = (self.upper_dir(from.parent)?, self.upper_dir(to.parent)?);
+        let whiteout = self.prepare_name(to.parent, to_dir.as_fd(), to.name)?;
+        let covers = whiteout || replaced.as_ref().is_some_and(Entry::needs_whiteout);
+        if covers {
+            self.make_opaque_if_dir(source)?;
+        }
+        let upper = self.upper()?;
+        if entry.needs_whiteout() {
+            upper.make_whiteout(from_dir.as_fd(), from.name).context("make whiteout", from.name)?;
+        }
+        let mut drop_whiteout = whiteout;
+        if let (Some(target), Some(replaced)) = (target, &replaced) {
+            self.release_name(target, to.parent, replaced)?;
+            if target.is_dir() && replaced.in_upper() {
+                drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
+            } else if source.is_dir() != target.is_dir() {
+                return Err(Error::Invalid("the types changed"));
+            }
+        }
+        rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name).context("rename", from.name)?;
+        if drop_whiteout {
+            upper.drop_whiteout(to_dir.as_fd(), to.name).context("drop whiteout", to.name)?;
+        }
+        self.move_entry(&mut locked, from, to, source, covers);
+        if let Some(target) = target {
+            target.remove_link(to.parent, to.name);
+        }
+        Ok(())
+    }
+
+    /// Swaps two names.
+    fn exchange(
+        &self,
+        from: &Place<'_>,
+        to: &Place<'_>,
+        source: &Arc<Inode>,
+        target: &Arc<Inode>,
+    ) -> Result<()> {
+        let mut locked = lock([Some(from.parent), Some(to.parent), None]);
+        let entry = self.entry_at(&locked, from, source)?;
+        let other = self.entry_at(&locked, to, target)?;
+        if other.covers {
+            self.make_opaque_if_dir(source)?;
+        }
+        if entry.covers {
+            self.make_opaque_if_dir(target)?;
+        }
+        let (from_dir, to_dir) = (self.upper_dir(from.parent)?, self.upper_dir(to.parent)?);
+        let flags = RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(&from_dir, from.name, &to_dir, to.name, flags)
+            .context("exchange", from.name)?;
+        for (place, inode, covers) in [(from, target, entry.covers), (to, source, other.covers)] {
+            let new = Entry::upper(place.name, inode.kind, covers);
+            if let Some(names) = names_of(&mut locked, place.parent) {
+                names.insert(&self.hashing, new);
+            }
+        }
+        source.remove_link(from.parent, from.name);
+        target.remove_link(to.parent, to.name);
+        source.add_link(to.parent, to.name);
+        target.add_link(from.parent, from.name);
+        Ok(())
+    }
+
+    fn entry_at(&self, locked: &Locked<'_>, place: &Place<'_>, inode: &Inode) -> Result<Entry> {
+        let names = locked.get(&place.parent.ino).ok_or(Error::Stale)?;
+        self.checked_entry(names, inode, place.parent, place.name)
+    }
+
+    fn has_name(&self, locked: &Locked<'_>, place: &Place<'_>) -> bool {
+        let names = locked.get(&place.parent.ino).and_then(|names| names.as_deref());
+        names.is_some_and(|names| names.get(&self.hashing, place.name).is_some())
+    }
+
+    fn move_entry(
+        &self,
+        locked: &mut Locked<'_>,
+        from: &Place<'_>,
+        to: &Place<'_>,
+        source: &Arc<Inode>,
+        covers: bool,
+    ) {
+        if let Some(names) = names_of(locked, from.parent) {
+            names.remove(&self.hashing, from.name);
+        }
+        if let Some(names) = names_of(locked, to.parent) {
+            names.insert(&self.hashing, Entry::upper(to.name, source.kind, covers));
+        }
+        source.remove_link(from.parent, from.name);
+        source.add_link(to.parent, to.name);
+    }
+
+    fn make_opaque_if_dir(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.is_dir() {
+            return Ok(());
+        }
+        let dir = self.upper_dir(inode)?;
+        Upper::make_opaque(dir.as_fd()).context("make opaque", b"")
+    }
+
+    /// Empties an upper directory that shows nothing, so that a rename can replace it.
+    ///
+    /// Its marks hide lower names; so first a whiteout beside it cuts it off from below.
+    /// Returns whether that whiteout was made.
+    fn clear_marks(
+        &self,
+        target: &Arc<Inode>,
+        parent: &OwnedFd,
+        name: &[u8],
+        covers: bool,
+    ) -> Result<bool> {
+        if covers {
+            self.upper()?.make_whiteout(parent.as_fd(), name).context("make whiteout", name)?;
+        }
+        let dir = self.upper_dir(target)?;
+        for entry in sys::read_dir(dir.as_fd()).context("read directory", name)? {
+            let is_device = entry.kind == FileType::CharacterDevice;
+            if marks::meaning(&entry.name) == Meaning::Name && !is_device {
+                return Err(Error::NotEmpty);
+            }
+            rustix::fs::unlinkat(&dir, &entry.name[..], AtFlags::empty())
+                .context("drop mark", &entry.name)?;
+        }
+        Ok(covers)
+    }
+
+    /// Brings the inode, and for a directory everything below it, wholly into upper.
+    pub(super) fn settle(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.is_dir() {
+            return self.copy_up(inode);
+        }
+        let mut kept: Vec<Known<'_>> = Vec::new();
+        let mut todo = vec![(Arc::clone(inode), false)];
+        while let Some((dir, below_done)) = todo.pop() {
+            self.copy_up(&dir)?;
+            if below_done && self.seal(&dir)? || is_pure_upper(&dir) {
+                continue;
+            }
+            todo.push((Arc::clone(&dir), true));
+            for name in self.lower_names(&dir)? {
+                let child = match self.known(&dir, &name) {
+                    Err(Error::NotFound) => continue, // removed since
+                    result => result?,
+                };
+                if child.is_dir() {
+                    todo.push((Arc::clone(&child), false));
+                    kept.push(child);
+                } else {
+                    self.copy_up(&child)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Names in which a lower layer has a part.
+    fn lower_names(&self, dir: &Arc<Inode>) -> Result<Vec<Box<[u8]>>> {
+        let listing = self.listing(dir)?;
+        let lower = |source: &LayerIndex| *source != LayerIndex::Upper;
+        Ok(listing
+            .after(0)
+            .filter(|(_, entry)| entry.sources.iter().any(lower))
+            .map(|(_, entry)| entry.name.clone())
+            .collect())
+    }
+
+    /// Makes a directory opaque whose names are all in upper, the directories among them
+    /// sealed; false if a name is not.
+    fn seal(&self, dir: &Arc<Inode>) -> Result<bool> {
+        drop(self.listing(dir)?);
+        let mut names = dir.dir.write();
+        let names = names.as_deref_mut().ok_or(Error::Stale)?;
+        if names.after(0).any(|(_, entry)| !entry.in_upper()) {
+            return Ok(false);
+        }
+        let fd = self.upper_dir(dir)?;
+        Upper::make_opaque(fd.as_fd()).context("make opaque", b"")?;
+        dir.state.write().lower_dirs = Some(Arc::default());
+        names.settle();
+        Ok(true)
+    }
+}
+
+fn is_pure_upper(dir: &Inode) -> bool {
+    dir.state.read().lower_dirs.as_ref().is_none_or(|dirs| dirs.is_empty())
+}
+
+fn names_of<'a>(locked: &'a mut Locked<'_>, dir: &Inode) -> Option<&'a mut Listing> {
+    locked.get_mut(&dir.ino).and_then(|names| names.as_deref_mut())
+}
+
+/// Locks the names of up to three directories in the order of their numbers.
+fn lock<'a>(dirs: [Option<&'a Arc<Inode>>; 3]) -> Locked<'a> {
+    let mut dirs: SmallVec<[&Arc<Inode>; 3]> = dirs.into_iter().flatten().collect();
+    dirs.sort_by_key(|dir| dir.ino);
+    dirs.dedup_by_key(|dir| dir.ino);
+    dirs.into_iter().map(|dir| (dir.ino, dir.dir.write())).collect()
+}
+
+fn check_rename(
+    source: &Known<'_>,
+    target: Option<&Known<'_>>,
+    from: &Place<'_>,
+    to: &Place<'_>,
+    mode: RenameMode,
+) -> Result<()> {
+    match (mode, target) {
+        (RenameMode::NoReplace, Some(_)) => return Err(Error::Exists),
+        (RenameMode::Exchange, None) => return Err(Error::NotFound),
+        (RenameMode::Replace, Some(target)) if source.is_dir() && !target.is_dir() => {
+            return Err(Error::NotDirectory);
+        }
+        (RenameMode::Replace, Some(target)) if !source.is_dir() && target.is_dir() => {
+            return Err(Error::IsDirectory);
+        }
+        _ => {}
+    }
+    if is_within(to.parent, source.ino) {
+        return Err(Error::Invalid("a directory cannot be moved into itself"));
+    }
+    match target {
+        Some(target) if is_within(from.parent, target.ino) => Err(match mode {
+            RenameMode::Exchange => Error::Invalid("a directory cannot be moved into itself"),
+            _ => Error::NotEmpty,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `dir` is the directory `ancestor` or lies below it.
+fn is_within(dir: &Arc<Inode>, ancestor: Ino) -> bool {
+    let mut at = Arc::clone(dir);
+    loop {
+        if at.ino == ancestor {
+            return true;
+        }
+        match at.any_link() {
+            Some(link) => at = link.parent,
+            None => return false,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Extended attributes. Those of unions themselves are not there, whoever asks.
+
+use std::os::fd::AsFd;
+
+use super::error::{Context, Error, Result};
+use super::Overlay;
+use crate::layers::number::Ino;
+use crate::layers::private_xattr;
+use crate::sys::{self, Errno};
+
+impl Overlay {
+    /// The value of an xattr.
+    pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if private_xattr::is_private(name) {
+            return Err(Error::NoXattr);
+        }
+        let object = self.object(&self.inode(ino)?)?;
+        match sys::get_xattr(object.as_fd(), name) {
+            Err(Errno::NODATA) => Err(Error::NoXattr),
+            result => result.context("get xattr", name),
+        }
+    }
+
+    /// The names of all xattrs, each ended by NUL.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
+        let object = self.object(&self.inode(ino)?)?;
+        let list = sys::list_xattrs(object.as_fd()).context("list xattrs", b"")?;
+        Ok(private_xattr::visible(&list))
+    }
+
+    /// Sets an xattr; `flags` are those of setxattr(2).
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        if private_xattr::is_private(name) {
+            return Err(Error::PrivateXattr);
+        }
+        let inode = self.inode(ino)?;
+        self.copy_up(&inode)?;
+        let object = self.object(&inode)?;
+        sys::set_xattr(object.as_fd(), name, value, flags).context("set xattr", name)
+    }
+
+    /// Removes an xattr; one that is missing copies nothing up.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.get_xattr(ino, name)?;
+        let inode = self.inode(ino)?;
+        self.copy_up(&inode)?;
+        let object = self.object(&inode)?;
+        match sys::remove_xattr(object.as_fd(), name) {
+            Err(Errno::NODATA) => Err(Error::NoXattr),
+            result => result.context("remove xattr", name),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The image store, readable by hand, in Docker's words.
+//!
+//! ```text
+//! ROOT/image/imagedb/content/sha256/<ImageID>   the config, byte for byte; its sha256 is its name
+//! ROOT/image/layerdb/sha256/<ChainID>/          diff (DiffID), parent (ChainID), size, cache-id
+//! ROOT/image/repositories.json                  {"Repositories": {"nginx": {"nginx:latest": "sha256:…"}}}
+//! ROOT/layers/<cache-id>/diff/                  the unpacked layer, whiteouts as `.wh.` files
+//! ROOT/l/<SHORT> -> ../layers/<cache-id>/diff   short names
+//! ROOT/containers/<id>/                         config.json, upper/, work/
+//! ROOT/tmp/                                     what is being built
+//! ROOT/lock                                     locked (flock) while repositories.json changes
+//! ```
+//!
+//! A layer is unpacked in `tmp/` and appears in `layers/` by one rename, complete, verified
+//! and synced. Its cache-id is its DiffID where the tar says everything about it; a layer
+//! that takes something from those below (a hard link into them, the attributes of a parent
+//! directory that it does not list) belongs to its ChainID.
+
+pub mod containers;
+pub mod digest;
+pub mod images;
+pub mod layers;
+pub mod reference;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use digest::ImageId;
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the store could not be used.
+    #[error("{op} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        op: &'static str,
+        /// On what.
+        path: String,
+        /// How it failed.
+        source: io::Error,
+    },
+    /// No image has this name or ID.
+    #[error("no image {asked}{}", .nearest.as_ref().map(|n| format!(" (did you mean {n}?)")).unwrap_or_default())]
+    NoImage {
+        /// What was asked for.
+        asked: String,
+        /// The known name most like it.
+        nearest: Option<String>,
+    },
+    /// Several images have IDs that begin so.
+    #[error("{asked} is the beginning of {count} image IDs: give more digits")]
+    AmbiguousImage {
+        /// What was asked for.
+        asked: String,
+        /// How many images it fits.
+        count: usize,
+    },
+    /// No writable layer has this name.
+    #[error("no writable layer {0} (see plyfs ps)")]
+    NoContainer(String),
+    /// The writable layer was made for another image.
+    #[error("writable layer {name} belongs to image {image}, not to {asked}")]
+    OtherImage {
+        /// Its name.
+        name: String,
+        /// The image that it was made for.
+        image: String,
+        /// The image that was asked for.
+        asked: String,
+    },
+    /// The writable layer is mounted.
+    #[error("writable layer {name} is in use: {holder}")]
+    InUse {
+        /// Its name.
+        name: String,
+        /// Who holds it.
+        holder: String,
+    },
+    /// The name cannot be a writable layer's.
+    #[error("{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first")]
+    BadName(String),
+    /// A file of the store does not say what it should.
+    #[error("the store is damaged: {path}: {reason}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Result of an operation of the store.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Adds the operation and the path to an I/O error.
+fn io_error(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::Io { op, path, source }
+}
+
+/// An image store.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Held while the store's lists change; other processes wait.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    _file: File,
+}
+
+impl Store {
+    /// Opens the store at `root`, made if it is not there.
+    pub fn open(root: &Path) -> Result<Self> {
+        for dir in ["image/imagedb/content/sha256", "image/layerdb/sha256", "layers", "l", "tmp"] {
+            let path = root.join(dir);
+            fs::create_dir_all(&path).map_err(io_error("make", &path))?;
+        }
+        let containers = root.join("containers");
+        fs::create_dir_all(&containers).map_err(io_error("make", &containers))?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// Where the store is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A directory for things being built, removed on drop.
+    pub fn staging(&self) -> Result<tempfile::TempDir> {
+        let tmp = self.root.join("tmp");
+        tempfile::Builder::new().prefix("load-").tempdir_in(&tmp).map_err(io_error("write", &tmp))
+    }
+
+    pub(crate) fn lock(&self) -> Result<StoreLock> {
+        let path = self.root.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .map_err(|errno| io_error("lock", &path)(errno.into()))?;
+        Ok(StoreLock { _file: file })
+    }
+
+    /// Writes a small file so that a reader sees the old or the new content, also after a crash.
+    pub(crate) fn write_atomically(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;
+            io::Write::write_all(&mut file, content)?;
+            file.as_file().sync_all()?;
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            fs::set_permissions(file.path(), mode)?;
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            file.persist(path).map_err(|e| e.error)?;
+            Ok(())
+        };
+        write().map_err(io_error("write", path))
+    }
+
+    fn image_path(&self, id: &ImageId) -> PathBuf {
+        self.root.join("image/imagedb/content/sha256").join(id.hex())
+    }
+}

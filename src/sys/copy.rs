@@ -1,0 +1,123 @@
+//! Copying a file's data: shared extents where the filesystem can, else in the kernel,
+//! else through a buffer; holes stay holes.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::SeekFrom;
+
+use super::{Errno, Result};
+
+/// Bytes moved by one copy_file_range(2), so that a kill or an error is noticed in time.
+const KERNEL_CHUNK: usize = 64 << 20;
+/// Bytes of the buffer where the kernel cannot copy by itself.
+const BUFFER_SIZE: usize = 1 << 20;
+
+/// Whether every byte is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0)
+}
+
+/// Copies the first `size` bytes of `from` into the empty file `to`, whose size becomes `size`.
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return rustix::fs::ftruncate(to, size);
+    }
+    let mut position = 0;
+    while let Some((start, end)) = next_extent(from, position, size)? {
+        copy_range(from, to, start, end)?;
+        position = end;
+    }
+    rustix::fs::ftruncate(to, size)
+}
+
+/// The next run of data at or after `position` and below `size`, or `None` if only a hole is left.
+fn next_extent(from: BorrowedFd<'_>, position: u64, size: u64) -> Result<Option<(u64, u64)>> {
+    if position >= size {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(from, SeekFrom::Data(position)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((position, size))),
+        Err(errno) => return Err(errno),
+    };
+    if start >= size {
+        return Ok(None);
+    }
+    let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
+    Ok(Some((start, end.min(size))))
+}
+
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let len = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(KERNEL_CHUNK);
+        match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), len) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                return copy_buffered(from, to, read_at, end);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let mut buffer = vec![0; BUFFER_SIZE];
+    let mut position = start;
+    while position < end {
+        let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BUFFER_SIZE);
+        let got = rustix::io::pread(from, &mut buffer[..want], position)?;
+        if got == 0 {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < got {
+            done += rustix::io::pwrite(to, &buffer[done..got], position + done as u64)?;
+        }
+        position += got as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_sparse_file_stays_sparse() {
+        let mut from = tempfile::tempfile().unwrap();
+        from.set_len(8 << 20).unwrap();
+        from.seek(std::io::SeekFrom::Start(4 << 20)).unwrap();
+        from.write_all(b"island").unwrap();
+        let mut to = tempfile::tempfile().unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 8 << 20).unwrap();
+        assert_eq!(to.metadata().unwrap().len(), 8 << 20);
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+        let mut all = Vec::new();
+        to.rewind().unwrap();
+        to.read_to_end(&mut all).unwrap();
+        assert_eq!(&all[4 << 20..(4 << 20) + 6], b"island");
+        assert!(is_zero(&all[..4 << 20]));
+    }
+
+    #[test]
+    fn a_shorter_size_cuts_the_copy() {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(b"0123456789").unwrap();
+        let mut to = tempfile::tempfile().unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 4).unwrap();
+        let mut all = String::new();
+        to.rewind().unwrap();
+        to.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "0123");
+    }
+}

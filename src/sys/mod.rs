@@ -1,0 +1,44 @@
+//! System calls: thin, fd-relative wrappers, and the only `unsafe` of the crate.
+//!
+//! Nothing here knows what a layer or a union is. Names are bytes; an object is named by
+//! an open directory and one component, or by an `O_PATH` descriptor. Each function
+//! reports a bare [`Errno`]; its caller knows the operation and the path, and adds them.
+
+mod copy;
+mod daemon;
+mod dir;
+mod object;
+mod stat;
+mod xattr;
+
+pub use copy::{copy_data, is_zero};
+pub use daemon::{Forked, close_inherited, fork, raise_nofile_limit, set_umask_zero};
+pub use dir::{RawEntry, read_dir};
+pub use object::{
+    O_DIRECTORY, O_PATH, O_READ, O_READWRITE, link_fd, open_at, open_beneath, open_dir, proc_path,
+    reopen,
+};
+pub use stat::{Stat, Timestamp, fstat, statx_at};
+pub use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};
+
+pub use rustix::fs::FileType;
+pub use rustix::io::Errno;
+
+/// Result of one system call.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Turns expected errnos into `None` (STYLE: an expected errno has a name).
+pub trait Ignoring<T> {
+    /// `Ok(None)` if the call failed with `expected`.
+    fn ignoring(self, expected: Errno) -> Result<Option<T>>;
+}
+
+impl<T> Ignoring<T> for Result<T> {
+    fn ignoring(self, expected: Errno) -> Result<Option<T>> {
+        match self {
+            Ok(value) => Ok(Some(value)),
+            Err(errno) if errno == expected => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Opening objects below a directory descriptor, never through a symlink or a `..`.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+
+use super::{Errno, Result};
+
+/// A handle that only names the object: enough to stat, chmod, chown, and to resolve below.
+pub const O_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// A directory opened for resolving names below it.
+pub const O_DIRECTORY: OFlags = O_PATH.union(OFlags::DIRECTORY);
+/// For reading data; `O_NONBLOCK` so that a FIFO planted in a layer cannot hang the daemon.
+pub const O_READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
+/// For reading and writing data.
+pub const O_READWRITE: OFlags = OFlags::RDWR
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
+
+/// Longest path handed to one system call (PATH_MAX less the terminating NUL).
+const MAX_PATH: usize = 4095;
+
+/// Opens one component of `dir`; `name` must not contain `/`.
+pub fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    debug_assert!(!name.contains(&b'/'));
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Opens a relative path below `root` with no step through a symlink, `..` or magic link.
+///
+/// An empty path opens `root` itself. Paths longer than PATH_MAX are walked in pieces.
+pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let mut rest = path;
+    let mut from: Option<OwnedFd> = None;
+    while rest.len() > MAX_PATH {
+        let cut = rest[..MAX_PATH].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let dir = from.as_ref().map_or(root, |fd| fd.as_fd());
+        from = Some(rustix::fs::openat2(dir, &rest[..cut], O_DIRECTORY, Mode::empty(), resolve)?);
+        rest = &rest[cut + 1..];
+    }
+    let dir = from.as_ref().map_or(root, |fd| fd.as_fd());
+    let last: &[u8] = if rest.is_empty() { b"." } else { rest };
+    rustix::fs::openat2(dir, last, flags, Mode::empty(), resolve)
+}
+
+/// Opens a directory given by the user on the command line; here symlinks are followed.
+pub fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The name under which /proc gives access to an open descriptor.
+pub fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Opens the object behind `fd` anew with other flags (`O_NOFOLLOW` must not be among them).
+pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(proc_path(fd), flags - OFlags::NOFOLLOW, Mode::empty())
+}
+
+/// Gives the object behind `fd` another name.
+pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    rustix::fs::linkat(rustix::fs::CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
+}
