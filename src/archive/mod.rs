@@ -106,7 +106,8 @@ fn load_source(store: &Store, source: &Source) -> Result<Report> {
 }
 
 fn load_image(store: &Store, source: &Source, plan: &Plan, report: &mut Report) -> Result<()> {
-    let config = ImageConfig::parse(&plan.config).map_err(|e| Error::document("image config", e))?;
+    let config =
+        ImageConfig::parse(&plan.config).map_err(|e| Error::document("image config", e))?;
     let diffs = config.diff_ids().map_err(|e| Error::document("image config", e))?;
     if diffs.len() != plan.layers.len() {
         return Err(Error::LayerCount { config: diffs.len(), archive: plan.layers.len() });

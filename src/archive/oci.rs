@@ -100,12 +100,13 @@ pub(super) fn plans(source: &Source) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-/// The descriptors for this platform; those that tell no platform are for every one.
+/// The descriptors for this platform; those that tell no platform are for every one, and a
+/// single image is what was asked for, whatever it is for.
 fn fitting(listed: &[Descriptor]) -> Result<Vec<&Descriptor>> {
     let images: Vec<_> = listed.iter().filter(|d| !d.is_beside_the_image()).collect();
     let fits = |d: &&Descriptor| d.platform.as_ref().is_none_or(Platform::is_here);
     let fitting: Vec<_> = images.iter().copied().filter(fits).collect();
-    if fitting.is_empty() && !images.is_empty() {
+    if fitting.is_empty() && images.len() > 1 {
         let platforms: Vec<_> =
             images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::shown).collect();
         return Err(Error::Unsupported(format!(
@@ -114,12 +115,11 @@ fn fitting(listed: &[Descriptor]) -> Result<Vec<&Descriptor>> {
             platforms.join(", ")
         )));
     }
-    Ok(fitting)
+    Ok(if fitting.is_empty() { images } else { fitting })
 }
 
 fn parse(what: &str, text: &[u8]) -> Result<Document> {
-    let document: Document =
-        serde_json::from_slice(text).map_err(|e| Error::document(what, e))?;
+    let document: Document = serde_json::from_slice(text).map_err(|e| Error::document(what, e))?;
     if document.manifests.is_some() && (document.layers.is_some() || document.config.is_some()) {
         return Err(Error::document(what, "it is both an index and a manifest"));
     }
@@ -147,7 +147,8 @@ fn resolve(source: &Source, at: &Descriptor, names: Vec<Name>, depth: usize) -> 
 
 fn check_config_type(config: &Descriptor) -> Result<()> {
     match config.media_type.as_str() {
-        "" | "application/vnd.oci.image.config.v1+json"
+        ""
+        | "application/vnd.oci.image.config.v1+json"
         | "application/vnd.docker.container.image.v1+json" => Ok(()),
         other => Err(Error::Unsupported(format!(
             "an artifact ({}), not a container image",
@@ -163,7 +164,9 @@ fn layer(descriptor: &Descriptor) -> Result<LayerBlob> {
         || kind.starts_with("application/vnd.docker.image.rootfs.") && !kind.contains("squashfs");
     if !is_tar {
         let kind = kind.escape_default();
-        return Err(Error::Unsupported(format!("a layer of type {kind}: only tar layers are read")));
+        return Err(Error::Unsupported(format!(
+            "a layer of type {kind}: only tar layers are read"
+        )));
     }
     let digest = descriptor.digest()?;
     Ok(LayerBlob { path: blob_path(&digest), digest: Some(digest) })
@@ -194,8 +197,11 @@ mod tests {
 
     #[test]
     fn a_missing_platform_is_told() {
-        let text = br#"{"manifests": [{"digest": "x", "platform": {"os": "linux", "architecture": "vax"}}]}"#;
+        let text = br#"{"manifests": [
+            {"digest": "x", "platform": {"os": "linux", "architecture": "vax"}},
+            {"digest": "y", "platform": {"os": "plan9", "architecture": "amd64"}}]}"#;
         let listed = parse("x", text).unwrap().manifests.unwrap();
+        assert_eq!(fitting(&listed[..1]).unwrap().len(), 1);
         let error = fitting(&listed).unwrap_err().to_string();
         assert!(error.contains("linux/vax"), "{error}");
     }

@@ -54,7 +54,8 @@ impl Source {
         let mut file = tempfile::tempfile_in(staging).map_err(spool)?;
         let mut plain = compression::decoder(input, "the archive")?;
         let mut block = [0; BLOCK];
-        let len = read_full(&mut plain, &mut block).map_err(|e| Error::io("read", "the archive", e))?;
+        let len =
+            read_full(&mut plain, &mut block).map_err(|e| Error::io("read", "the archive", e))?;
         if len < BLOCK || Reader::new(&block[..]).next_entry().is_err() {
             return Err(Error::NotATar);
         }

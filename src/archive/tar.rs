@@ -285,9 +285,8 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 fn entry(header: &[u8; BLOCK], size: u64, pax: Pax) -> Result<Entry> {
     let path = pax.path.unwrap_or_else(|| header_path(header));
     let bad = |what: &str| Error::entry(&path, format!("bad {what}"));
-    let field = |range: std::ops::Range<usize>, what: &str| {
-        number(&header[range]).ok_or_else(|| bad(what))
-    };
+    let field =
+        |range: std::ops::Range<usize>, what: &str| number(&header[range]).ok_or_else(|| bad(what));
     let id = |range, what: &str| u32::try_from(field(range, what)?).map_err(|_| bad(what));
     let kind = match header[156] {
         b'0' | 0 | b'7' if path.ends_with(b"/") && header[156] != b'0' => Kind::Directory,

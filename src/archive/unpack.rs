@@ -98,7 +98,9 @@ fn relative(path: &[u8]) -> Result<Vec<u8>> {
             b"" | b"." => {}
             b".." => return Err(Error::entry(path, "'..' in a path")),
             part if part.contains(&0) => return Err(Error::entry(path, "NUL in a path")),
-            part if part.len() > marks::NAME_MAX => return Err(Error::entry(path, "name too long")),
+            part if part.len() > marks::NAME_MAX => {
+                return Err(Error::entry(path, "name too long"));
+            }
             part => parts.push(part),
         }
     }
@@ -120,7 +122,9 @@ impl Unpacker<'_> {
         match entry.kind {
             Kind::File => self.add_file(&at, entry, data)?,
             Kind::Directory if is_dir => {}
-            Kind::Directory => at.io("make directory", rustix::fs::mkdirat(at.dir, name, Mode::RWXU))?,
+            Kind::Directory => {
+                at.io("make directory", rustix::fs::mkdirat(at.dir, name, Mode::RWXU))?
+            }
             Kind::Symlink => at.io("link", rustix::fs::symlinkat(&entry.link[..], at.dir, name))?,
             Kind::HardLink => return self.add_hard_link(&at, entry),
             Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => {
@@ -192,7 +196,8 @@ impl Unpacker<'_> {
     /// What the layers below show under a path, if anything.
     fn find_below(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         for layer in self.below {
-            let root = sys::open_dir(layer).map_err(|e| Error::io("open", layer.display(), e.into()))?;
+            let root =
+                sys::open_dir(layer).map_err(|e| Error::io("open", layer.display(), e.into()))?;
             match sys::open_beneath(root.as_fd(), path, sys::O_PATH) {
                 Ok(fd) => return Ok(Some(fd)),
                 Err(Errno::NOENT) if !hides(root.as_fd(), path) => {}
@@ -223,14 +228,16 @@ impl Unpacker<'_> {
     }
 
     fn add_file(&mut self, at: &Place<'_>, entry: &Entry, data: &mut impl Read) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(at.dir, at.name, flags, Mode::RUSR | Mode::WUSR);
         let mut file = std::fs::File::from(at.io("create", fd)?);
         let mut left = entry.size;
         let mut buffer = vec![0; 128 * 1024];
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-            let len = data.read(&mut buffer[..want]).map_err(|e| Error::io("read", "the layer", e))?;
+            let len =
+                data.read(&mut buffer[..want]).map_err(|e| Error::io("read", "the layer", e))?;
             std::io::Write::write_all(&mut file, &buffer[..len])
                 .map_err(|e| Error::io("write", at.shown(), e))?;
             left -= len as u64;
@@ -275,7 +282,12 @@ impl Unpacker<'_> {
                 let target = at.io("read link", rustix::fs::readlinkat(below, c"", Vec::new()))?;
                 at.io("link", rustix::fs::symlinkat(target, at.dir, at.name))?;
             }
-            _ => return Err(Error::entry(at.path, "a hard link to a special file of a layer below")),
+            _ => {
+                return Err(Error::entry(
+                    at.path,
+                    "a hard link to a special file of a layer below",
+                ));
+            }
         }
         self.done.depends_on_parent = true;
         let copy = at.io("open", sys::open_at(at.dir, at.name, sys::O_PATH))?;
@@ -302,7 +314,12 @@ impl Unpacker<'_> {
     }
 
     /// Owner, mode, xattrs, times; of a directory mode and time come last of all.
-    fn set_attributes(&mut self, at: &Place<'_>, object: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
+    fn set_attributes(
+        &mut self,
+        at: &Place<'_>,
+        object: BorrowedFd<'_>,
+        entry: &Entry,
+    ) -> Result<()> {
         self.chown(object, entry.uid, entry.gid)?;
         if entry.kind == Kind::Directory {
             let attributes = DirAttributes { mode: entry.mode, mtime: entry.mtime };
@@ -330,9 +347,19 @@ impl Unpacker<'_> {
         }
     }
 
-    fn set_xattr(&mut self, at: &Place<'_>, object: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+    fn set_xattr(
+        &mut self,
+        at: &Place<'_>,
+        object: BorrowedFd<'_>,
+        name: &[u8],
+        value: &[u8],
+    ) -> Result<()> {
         if private_xattr::is_private(name) {
-            log::warn!("{}: the layer's {} is private to unions: left out", at.shown(), name.escape_ascii());
+            log::warn!(
+                "{}: the layer's {} is private to unions: left out",
+                at.shown(),
+                name.escape_ascii()
+            );
             return Ok(());
         }
         match sys::set_xattr(object, name, value, 0) {
@@ -358,7 +385,8 @@ impl Unpacker<'_> {
                 .and_then(|()| set_mtime(fd.as_fd(), attributes.mtime));
             set.map_err(|e| Error::io("set attributes of", path.escape_ascii(), e.into()))?;
         }
-        let root = sys::reopen(self.root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC);
+        let root =
+            sys::reopen(self.root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC);
         root.and_then(rustix::fs::syncfs).map_err(|e| Error::io("sync", "the layer", e.into()))
     }
 }

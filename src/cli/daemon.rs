@@ -38,8 +38,8 @@ pub(super) fn start(plan: Plan) -> anyhow::Result<()> {
     if plan.foreground {
         return mount(plan)?.serve().context("serve the mount");
     }
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .context("start the daemon")?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("start the daemon")?;
     match sys::fork().context("start the daemon")? {
         Forked::Parent(_) => {
             drop(writer);

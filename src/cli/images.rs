@@ -39,14 +39,14 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let now = jiff::Timestamp::now().as_second();
     let rows: Vec<Row> = images.iter().map(|image| Row::new(image, args.no_trunc, now)).collect();
     if args.quiet {
-        rows.iter().for_each(|row| println!("{}", row.id));
-        return Ok(());
+        return rows.iter().try_for_each(|row| super::say(format_args!("{}", row.id)));
     }
     match args.format {
         OutputFormat::Table => print_table(&rows),
-        OutputFormat::Json => rows.iter().for_each(|row| println!("{}", row.json())),
+        OutputFormat::Json => {
+            rows.iter().try_for_each(|row| super::say(format_args!("{}", row.json())))
+        }
     }
-    Ok(())
 }
 
 struct Row {
@@ -64,11 +64,8 @@ impl Row {
             Some(name) => (name.repository().to_owned(), name.tag().to_owned()),
             None => (NONE.to_owned(), NONE.to_owned()),
         };
-        let id = if whole_id {
-            image.id.to_string()
-        } else {
-            image.id.hex()[..SHORT_ID].to_owned()
-        };
+        let id =
+            if whole_id { image.id.to_string() } else { image.id.hex()[..SHORT_ID].to_owned() };
         let created = image.created.as_deref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
         let created = created.filter(|t| t.as_second() > 0);
         Self {
@@ -76,8 +73,9 @@ impl Row {
             tag,
             id,
             created_at: image.created.clone().unwrap_or_default(),
-            created_since: created
-                .map_or("N/A".to_owned(), |t| format!("{} ago", human_duration(now - t.as_second()))),
+            created_since: created.map_or("N/A".to_owned(), |t| {
+                format!("{} ago", human_duration(now - t.as_second()))
+            }),
             size: human_size(image.size),
         }
     }
@@ -98,7 +96,7 @@ impl Row {
     }
 }
 
-fn print_table(rows: &[Row]) {
+fn print_table(rows: &[Row]) -> anyhow::Result<()> {
     let width = |cell: fn(&Row) -> &String, head: &str| {
         rows.iter().map(|row| cell(row).len()).chain([head.len()]).max().unwrap_or(0)
     };
@@ -106,13 +104,14 @@ fn print_table(rows: &[Row]) {
     let tag = width(|r| &r.tag, "TAG");
     let id = width(|r| &r.id, "IMAGE ID");
     let created = width(|r| &r.created_since, "CREATED");
-    println!("{:repository$}   {:tag$}   {:id$}   {:created$}   SIZE", "REPOSITORY", "TAG", "IMAGE ID", "CREATED");
-    for row in rows {
-        println!(
-            "{:repository$}   {:tag$}   {:id$}   {:created$}   {}",
-            row.repository, row.tag, row.id, row.created_since, row.size
-        );
-    }
+    let line = |cells: [&str; 5]| {
+        let [a, b, c, d, e] = cells;
+        super::say(format_args!("{a:repository$}   {b:tag$}   {c:id$}   {d:created$}   {e}"))
+    };
+    line(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"])?;
+    rows.iter().try_for_each(|row| {
+        line([&row.repository, &row.tag, &row.id, &row.created_since, &row.size])
+    })
 }
 
 /// Bytes in decimal units with three significant digits, as docker shows them.

@@ -22,14 +22,13 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         let report = if file.as_os_str() == "-" {
             archive::load(&store, std::io::stdin().lock()).context("stdin")
         } else {
-            archive::load_path(&store, file)
-                .with_context(|| super::shown(file.as_os_str()))
+            archive::load_path(&store, file).with_context(|| super::shown(file.as_os_str()))
         }?;
         for loaded in &report.images {
             match loaded {
-                Loaded::Named(name) => println!("Loaded image: {name}"),
-                Loaded::Unnamed(id) => println!("Loaded image ID: {id}"),
-            }
+                Loaded::Named(name) => super::say(format_args!("Loaded image: {name}")),
+                Loaded::Unnamed(id) => super::say(format_args!("Loaded image ID: {id}")),
+            }?;
         }
         if !report.left_out.is_empty() {
             eprintln!("plyfs: note: not root, so the store keeps no {}", report.left_out);

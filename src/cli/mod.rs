@@ -2,6 +2,7 @@
 //! the library does the work. Results go to stdout, talk to stderr.
 
 mod daemon;
+mod diff;
 mod exit;
 mod images;
 mod load;
@@ -12,6 +13,8 @@ mod rm;
 mod umount;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,12 +54,14 @@ enum Command {
     Umount(umount::Args),
     /// List the writable layers and where they are mounted
     Ps(ps::Args),
+    /// List what a writable layer adds (A), changes (C) and deletes (D)
+    Diff(diff::Args),
     /// Remove writable layers that are not mounted
     Rm(rm::Args),
 }
 
 /// Verbs, for telling them from a mount source.
-const VERBS: [&str; 6] = ["load", "images", "mount", "umount", "ps", "rm"];
+const VERBS: [&str; 7] = ["load", "images", "mount", "umount", "ps", "diff", "rm"];
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
@@ -84,6 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Mount(args) => mount::run(&root, args),
         Command::Umount(args) => umount::run(&args),
         Command::Ps(args) => ps::run(&root, &args),
+        Command::Diff(args) => diff::run(&root, &args),
         Command::Rm(args) => rm::run(&root, &args),
     }
 }
@@ -92,11 +98,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => Exit::Success.into(),
+        // `plyfs images | head -1`: the reader has what it wanted.
+        Err(error) if is_broken_pipe(&error) => Exit::Success.into(),
         Err(error) => {
             eprintln!("plyfs: {error:#}");
             Exit::Failure.into()
         }
     }
+}
+
+/// Prints a line of the result.
+fn say(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_fmt(line)?;
+    Ok(stdout.write_all(b"\n")?)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Where the store is, by the command line, else by who asks.

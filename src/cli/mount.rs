@@ -51,7 +51,9 @@ pub(super) fn run(root: &Path, args: Args) -> anyhow::Result<()> {
     match (&args.targets[..], args.lower.is_empty()) {
         ([mountpoint], false) => mount_directories(&args, mountpoint),
         ([image, mountpoint], true) => mount_image(root, &args, image, mountpoint),
-        ([_], true) => bail!("what shall be mounted? give IMAGE MOUNTPOINT, or --lower DIR MOUNTPOINT"),
+        ([_], true) => {
+            bail!("what shall be mounted? give IMAGE MOUNTPOINT, or --lower DIR MOUNTPOINT")
+        }
         _ => bail!("give either an image or --lower, not both"),
     }
 }
@@ -79,8 +81,9 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     }
     let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
     options.upper = Some(UpperOptions { upper: container.upper(), work: container.work() });
-    let result = check_layers(&options)
-        .and_then(|()| start_container(plan(args, options, asked.to_owned(), mountpoint), &container));
+    let result = check_layers(&options).and_then(|()| {
+        start_container(plan(args, options, asked.to_owned(), mountpoint), &container)
+    });
     if result.is_err() && is_new {
         store.remove_container(&container).context("remove the unused writable layer")?;
     }
@@ -90,12 +93,11 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
 /// Mounts a container; its name is the result, once the tree is there.
 fn start_container(plan: Plan, container: &Container) -> anyhow::Result<()> {
     if plan.foreground {
-        println!("{}", container.name);
+        super::say(format_args!("{}", container.name))?;
         return daemon::start(plan);
     }
     daemon::start(plan)?;
-    println!("{}", container.name);
-    Ok(())
+    super::say(format_args!("{}", container.name))
 }
 
 fn check_layers(options: &MountOptions) -> anyhow::Result<()> {

@@ -35,15 +35,39 @@ pub(super) struct Call {
 
 /// Options that belong to mount(8) or fstab, or that say what is so anyway.
 const ACCEPTED: [&str; 22] = [
-    "rw", "dev", "suid", "exec", "atime", "async", "defaults", "auto", "noauto", "nofail", "_netdev",
-    "user", "users", "nouser", "owner", "group", "relatime", "diratime", "nodiratime", "private",
-    "default_permissions", "nonempty",
+    "rw",
+    "dev",
+    "suid",
+    "exec",
+    "atime",
+    "async",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "relatime",
+    "diratime",
+    "nodiratime",
+    "private",
+    "default_permissions",
+    "nonempty",
 ];
 
 /// Options of fuse-overlayfs whose silent loss would change what a program sees.
 const REFUSED: [&str; 7] = [
-    "uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid",
-    "xattr_permissions", "context",
+    "uidmapping",
+    "gidmapping",
+    "squash_to_root",
+    "squash_to_uid",
+    "squash_to_gid",
+    "xattr_permissions",
+    "context",
 ];
 
 /// Whether the arguments are a mount program's rather than a verb's.
@@ -120,7 +144,9 @@ impl Options {
             "allow_other" => self.allow = Some(Allow::Everybody),
             "allow_root" => self.allow = Some(Allow::OwnerAndRoot),
             _ if REFUSED.contains(&name.as_str()) => {
-                bail!("option {name} is not supported: this mount would show other owners than asked for")
+                bail!(
+                    "option {name} is not supported: this mount would show other owners than asked for"
+                )
             }
             _ => self.add_flag(&name, value.is_some()),
         }
@@ -215,7 +241,8 @@ mod tests {
     #[test]
     fn as_mount_8_writes_it() {
         let call =
-            parse(&["src", "/m", "-o", "rw,dev,suid,lowerdir=a", "-oro,nosuid,fsname=x\\,y"]).unwrap();
+            parse(&["src", "/m", "-o", "rw,dev,suid,lowerdir=a", "-oro,nosuid,fsname=x\\,y"])
+                .unwrap();
         assert_eq!(call.source.as_deref(), Some("src"));
         assert_eq!(call.options.flags, [MountFlag::ReadOnly, MountFlag::NoSuid]);
         assert_eq!(call.options.fsname.as_deref(), Some("x,y"));

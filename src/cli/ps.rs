@@ -25,15 +25,17 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     }
     match args.format {
         OutputFormat::Table => {
-            let width = |len: fn(&(crate::store::containers::Container, String)) -> usize, head: &str| {
+            let width = |len: fn(&(crate::store::containers::Container, String)) -> usize,
+                         head: &str| {
                 rows.iter().map(len).chain([head.len()]).max().unwrap_or(0)
             };
             let name = width(|(c, _)| c.name.len(), "NAME");
             let image = width(|(c, _)| c.image.len(), "IMAGE");
-            println!("{:name$}   {:image$}   MOUNTED ON", "NAME", "IMAGE");
+            super::say(format_args!("{:name$}   {:image$}   MOUNTED ON", "NAME", "IMAGE"))?;
             for (container, mounted_on) in &rows {
                 let on = if mounted_on.is_empty() { "-" } else { mounted_on };
-                println!("{:name$}   {:image$}   {on}", container.name, container.image);
+                let (own, of) = (&container.name, &container.image);
+                super::say(format_args!("{own:name$}   {of:image$}   {on}"))?;
             }
         }
         OutputFormat::Json => {
@@ -46,7 +48,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
                     "Created": container.created,
                     "Mountpoint": mounted_on,
                 });
-                println!("{row}");
+                super::say(format_args!("{row}"))?;
             }
         }
     }

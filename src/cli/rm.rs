@@ -18,7 +18,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     for name in &args.name {
         let container = store.find_container(name)?;
         store.remove_container(&container)?;
-        println!("{name}");
+        super::say(format_args!("{name}"))?;
     }
     Ok(())
 }

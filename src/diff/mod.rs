@@ -1,1 +1,204 @@
-//! x
+//! What a writable layer changes: added, changed and deleted paths, as `docker diff` tells them.
+//!
+//! The lowers alone are taken as one union, "before"; upper is walked beside it. A whiteout
+//! is a deletion; an opaque directory deletes every name before that it has not itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::layers::index::Index;
+use crate::layers::lower::{LayerDir, read_layer_dir};
+use crate::layers::number::Ino;
+use crate::overlay::{MountOptions, Overlay, UpperOptions};
+use crate::sys::{self, Errno, FileType, Stat};
+
+/// What became of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was not there before.
+    Added,
+    /// It was, and it or something in it is different.
+    Changed,
+    /// It is not there any more.
+    Deleted,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Added => "A",
+            Self::Changed => "C",
+            Self::Deleted => "D",
+        })
+    }
+}
+
+/// Why the changes could not be told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The layers cannot be opened.
+    #[error(transparent)]
+    Layers(#[from] crate::layers::Error),
+    /// The layers below cannot be read.
+    #[error("{path}: {source}")]
+    Before {
+        /// Where, escaped.
+        path: String,
+        /// What failed.
+        source: crate::overlay::Error,
+    },
+    /// Upper cannot be read.
+    #[error("read upper's {path}: {errno}")]
+    Upper {
+        /// Where, escaped.
+        path: String,
+        /// How it failed.
+        errno: Errno,
+    },
+}
+
+/// The changes of `upper` over `lowers` (topmost first), by absolute path.
+pub fn changes(
+    lowers: Vec<std::path::PathBuf>,
+    upper: &UpperOptions,
+) -> Result<BTreeMap<Vec<u8>, Change>, Error> {
+    let before = Overlay::open(&MountOptions::new(lowers))?;
+    let root = sys::open_dir(&upper.upper)
+        .map_err(|errno| Error::Upper { path: upper.upper.display().to_string(), errno })?;
+    let work = sys::open_dir(&upper.work)
+        .map_err(|errno| Error::Upper { path: upper.work.display().to_string(), errno })?;
+    let is_real = Index::real_devices(work.as_fd())
+        .map_err(|errno| Error::Upper { path: "workdir".to_owned(), errno })?;
+    let mut walk = Walk { before, is_real: &is_real, changes: BTreeMap::new() };
+    walk.directory(root, Some(Ino::ROOT), b"")?;
+    Ok(walk.changes)
+}
+
+struct Walk<'a> {
+    before: Overlay,
+    is_real: &'a dyn Fn(&Stat) -> bool,
+    changes: BTreeMap<Vec<u8>, Change>,
+}
+
+impl Walk<'_> {
+    /// Compares a directory of upper with the one before, if there was one. Iterates, for a
+    /// tree may be deeper than the stack.
+    fn directory(&mut self, dir: OwnedFd, before: Option<Ino>, path: &[u8]) -> Result<(), Error> {
+        let mut todo = vec![(dir, before, path.to_vec())];
+        while let Some((dir, before, path)) = todo.pop() {
+            let found = read_layer_dir(dir.as_fd(), self.is_real)
+                .map_err(|errno| Error::Upper { path: path.escape_ascii().to_string(), errno })?;
+            self.deletions(&found, before, &path)?;
+            for entry in found.entries {
+                let at = [&path, &b"/"[..], &entry.name].concat();
+                let old = self.lookup(before, &entry.name, &at)?;
+                let change = if old.is_some() { Change::Changed } else { Change::Added };
+                self.changes.insert(at.clone(), change);
+                if entry.kind == FileType::Directory {
+                    let below = sys::open_at(dir.as_fd(), &entry.name, sys::O_DIRECTORY);
+                    let below = below.map_err(|errno| Error::Upper {
+                        path: at.escape_ascii().to_string(),
+                        errno,
+                    })?;
+                    let old = old.filter(|(_, kind)| *kind == FileType::Directory);
+                    todo.push((below, old.map(|(ino, _)| ino), at));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deletions(
+        &mut self,
+        found: &LayerDir,
+        before: Option<Ino>,
+        path: &[u8],
+    ) -> Result<(), Error> {
+        let Some(before) = before else {
+            return Ok(());
+        };
+        let mut gone = found.whiteouts.clone();
+        if found.opaque {
+            self.before
+                .readdir(before, 2, |entry| {
+                    gone.push(entry.name.clone());
+                    true
+                })
+                .map_err(|source| self.before_error(path, source))?;
+        }
+        for name in gone {
+            let at = [path, &b"/"[..], &name].concat();
+            let has_own = found.entries.iter().any(|entry| entry.name == name);
+            if !has_own && self.lookup(Some(before), &name, &at)?.is_some() {
+                self.changes.insert(at, Change::Deleted);
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(
+        &self,
+        dir: Option<Ino>,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<Option<(Ino, FileType)>, Error> {
+        let Some(dir) = dir else { return Ok(None) };
+        match self.before.lookup(dir, name) {
+            Ok(attr) => Ok(Some((attr.ino, attr.kind))),
+            Err(crate::overlay::Error::NotFound) => Ok(None),
+            Err(source) => Err(self.before_error(path, source)),
+        }
+    }
+
+    fn before_error(&self, path: &[u8], source: crate::overlay::Error) -> Error {
+        Error::Before { path: path.escape_ascii().to_string(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn added_changed_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for made in ["lower/d/sub", "lower/o", "upper/d", "upper/o", "upper/new", "work"] {
+            fs::create_dir_all(path(made)).unwrap();
+        }
+        for file in ["lower/keep", "lower/gone", "lower/d/f", "lower/o/old", "lower/o/both"] {
+            fs::write(path(file), "").unwrap();
+        }
+        for file in [
+            "upper/.wh.gone",
+            "upper/.wh.never",
+            "upper/d/f",
+            "upper/d/.wh.sub",
+            "upper/new/x",
+            "upper/o/.wh..wh..opq",
+            "upper/o/both",
+        ] {
+            fs::write(path(file), "").unwrap();
+        }
+        let places = UpperOptions { upper: path("upper"), work: path("work") };
+        let found: Vec<String> = changes(vec![path("lower")], &places)
+            .unwrap()
+            .iter()
+            .map(|(path, change)| format!("{change} {}", String::from_utf8_lossy(path)))
+            .collect();
+        let expected = [
+            "C /d",
+            "C /d/f",
+            "D /d/sub",
+            "D /gone",
+            "A /new",
+            "A /new/x",
+            "C /o",
+            "C /o/both",
+            "D /o/old",
+        ];
+        assert_eq!(found, expected);
+    }
+}

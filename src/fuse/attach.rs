@@ -78,10 +78,8 @@ pub(super) fn attach(
     config: &MountConfig,
     mut session: Config,
 ) -> Result<Session<Ops>, Error> {
-    let refused = |message: String| Error::Refused {
-        path: mountpoint.display().to_string(),
-        message,
-    };
+    let refused =
+        |message: String| Error::Refused { path: mountpoint.display().to_string(), message };
     let device = open_device()?;
     match mount_directly(&device, mountpoint, config) {
         Ok(()) => {
@@ -107,7 +105,9 @@ fn open_device() -> Result<File, Error> {
         match error.kind() {
             io::ErrorKind::NotFound => Error::NoDevice,
             io::ErrorKind::PermissionDenied => Error::DeviceDenied,
-            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::NoDevice,
+            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+                Error::NoDevice
+            }
             _ => Error::Refused { path: "/dev/fuse".into(), message: error.to_string() },
         }
     })

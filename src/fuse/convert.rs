@@ -64,11 +64,8 @@ pub(super) fn decode_device(rdev: u32) -> u64 {
 
 fn to_system_time(time: Timestamp) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let seconds = if time.secs >= 0 {
-        UNIX_EPOCH.checked_add(whole)
-    } else {
-        UNIX_EPOCH.checked_sub(whole)
-    };
+    let seconds =
+        if time.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
     seconds
         .and_then(|t| t.checked_add(Duration::from_nanos(u64::from(time.nanos))))
         .unwrap_or(UNIX_EPOCH)

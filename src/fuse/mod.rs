@@ -27,7 +27,9 @@ pub const FS_TYPE: &str = "fuse.plyfs";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no FUSE device.
-    #[error("no /dev/fuse: the fuse kernel module is not loaded, or the container has no such device")]
+    #[error(
+        "no /dev/fuse: the fuse kernel module is not loaded, or the container has no such device"
+    )]
     NoDevice,
     /// The FUSE device cannot be opened.
     #[error("no permission to open /dev/fuse (it is usually mode 0666; here it is not)")]

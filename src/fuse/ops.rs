@@ -13,10 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
 use super::convert;
@@ -131,11 +130,12 @@ impl Filesystem for Ops {
         if !offered.contains(must) {
             return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
-        for result in [config.set_max_write(MAX_WRITE).err(), config.set_max_readahead(MAX_WRITE).err()]
-        {
-            if let Some(nearest) = result {
-                log::debug!("the kernel's limit is {nearest} bytes");
-            }
+        // Where the kernel's limit is lower it tells the nearest value.
+        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(MAX_WRITE) {
+            let _ = config.set_max_readahead(nearest);
         }
         if config.set_max_background(MAX_BACKGROUND).is_err() {
             log::debug!("the kernel keeps its limit of background requests");

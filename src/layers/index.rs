@@ -1,5 +1,6 @@
 //! What upper cannot say by itself, kept in workdir: which lower file an upper file came
-//! from, and which upper file stands for a lower one that has several names.
+//! from, which upper file stands for a lower one that has several names, and which 0:0
+//! device in upper is a real one and no whiteout.
 //!
 //! ```text
 //! WORK/index/<number in hex>   a hard link to the copied-up file whose origin has this number;
@@ -9,12 +10,12 @@
 //! ```
 //!
 //! With `upper inode` non-zero, the record says that this upper inode shows the number
-//! `origin`; the birth time guards against an inode number that upper gave away again.
+//! `origin`, or, if `origin` is 0, that it is a real 0:0 device; the birth time guards against an inode number that upper gave away again.
 //! `left` counts the names of the origin that still lie in its layer and show this file; it
 //! is meaningful for origins of several names, whose visible link count is
 //! `st_nlink - 1 (the index) + left`.
 //!
-//! The log is not synced: after a crash of the machine (not of the daemon) an inode number
+//! The log is not synced but for devices: after a crash of the machine (not of the daemon) an inode number
 //! may fall back to upper's own. The links in `index/` are as durable as upper itself.
 
 use std::collections::{HashMap, HashSet};
@@ -48,6 +49,8 @@ struct Known {
     origins: HashMap<u64, (Timestamp, Ino)>,
     /// Origin of several names -> how many of them still show the file from their layer.
     left: HashMap<Ino, u32>,
+    /// Upper inodes that are real 0:0 devices -> their birth.
+    devices: HashMap<u64, Timestamp>,
     /// Origins with a link in `index/`.
     linked: HashSet<Ino>,
 }
@@ -59,6 +62,8 @@ struct Record {
     left: u32,
 }
 
+/// `origin` of a record that says: a real 0:0 device.
+const DEVICE: Ino = Ino(0);
 /// `left` of a record that says nothing of it.
 const LEFT_UNSAID: u32 = u32::MAX;
 
@@ -77,12 +82,21 @@ impl Index {
                 known.linked.insert(origin);
             }
         }
-        if records > SLACK * (known.origins.len() + known.left.len() + 1) {
+        let needed = known.origins.len() + known.left.len() + known.devices.len();
+        if records > SLACK * (needed + 1) {
             rewrite_log(work, &known)?;
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
         let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
         Ok(Self { dir, log: log.into(), known: Mutex::new(known) })
+    }
+
+    /// Tells the real 0:0 devices of the upper layer that `work` belongs to, without holding
+    /// the index.
+    pub fn real_devices(work: BorrowedFd<'_>) -> sys::Result<impl Fn(&Stat) -> bool> {
+        let mut known = Known::default();
+        read_log(work, &mut known)?;
+        Ok(move |stat: &Stat| known.is_device(stat))
     }
 
     /// The number that the upper file `upper` shows instead of its own, if it was copied up.
@@ -100,6 +114,22 @@ impl Index {
             return Ok(()); // nothing would tell a reused inode number from this one
         }
         self.append(&Record { upper: upper.ino, origin, birth, left: LEFT_UNSAID })
+    }
+
+    /// Whether the upper file `upper`, a 0:0 device, is a real one.
+    pub fn is_device(&self, upper: &Stat) -> bool {
+        self.known.lock().is_device(upper)
+    }
+
+    /// Records that the upper file `upper`, a 0:0 device, is a real one.
+    ///
+    /// # Errors
+    /// EPERM if upper's filesystem records no birth times, which make the record safe.
+    pub fn record_device(&self, upper: &Stat) -> sys::Result<()> {
+        let birth = upper.btime.ok_or(Errno::PERM)?;
+        self.known.lock().devices.insert(upper.ino, birth);
+        self.append(&Record { upper: upper.ino, origin: DEVICE, birth, left: LEFT_UNSAID })?;
+        rustix::fs::fdatasync(&self.log)
     }
 
     /// Forgets an upper inode that is about to go.
@@ -183,13 +213,15 @@ fn read_log(work: BorrowedFd<'_>, known: &mut Known) -> sys::Result<usize> {
 fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
     let mut bytes = Vec::new();
     for (upper, (birth, origin)) in &known.origins {
-        let record =
-            Record { upper: *upper, origin: *origin, birth: *birth, left: LEFT_UNSAID };
+        let record = Record { upper: *upper, origin: *origin, birth: *birth, left: LEFT_UNSAID };
+        bytes.extend_from_slice(&record.encode());
+    }
+    for (upper, birth) in &known.devices {
+        let record = Record { upper: *upper, origin: DEVICE, birth: *birth, left: LEFT_UNSAID };
         bytes.extend_from_slice(&record.encode());
     }
     for (origin, left) in &known.left {
-        let record =
-            Record { upper: 0, origin: *origin, birth: Timestamp::default(), left: *left };
+        let record = Record { upper: 0, origin: *origin, birth: Timestamp::default(), left: *left };
         bytes.extend_from_slice(&record.encode());
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
@@ -202,8 +234,14 @@ fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
 }
 
 impl Known {
+    fn is_device(&self, upper: &Stat) -> bool {
+        upper.btime.is_some() && self.devices.get(&upper.ino) == upper.btime.as_ref()
+    }
+
     fn apply(&mut self, record: &Record) {
-        if record.upper != 0 {
+        if record.upper != 0 && record.origin == DEVICE {
+            self.devices.insert(record.upper, record.birth);
+        } else if record.upper != 0 {
             self.origins.insert(record.upper, (record.birth, record.origin));
         } else if record.left != LEFT_UNSAID {
             self.left.insert(record.origin, record.left);
@@ -256,14 +294,17 @@ mod tests {
         }
         let opened = File::open(&file).unwrap();
         index.link(opened.as_fd(), Ino(77)).unwrap();
+        assert_eq!(index.record_device(&stat).is_ok(), stat.btime.is_some());
         drop(index);
 
         let again = Index::open(fd.as_fd()).unwrap();
         if stat.btime.is_some() {
             assert_eq!(again.origin(&stat), Some(Ino(77)));
+            assert!(again.is_device(&stat));
         }
         let reborn = Stat { btime: Some(Timestamp { secs: 1, nanos: 1 }), ..stat };
         assert_eq!(again.origin(&reborn), None);
+        assert!(!again.is_device(&reborn));
         assert_eq!(again.left(Ino(77)), Some(3));
         assert!(again.is_linked(Ino(77)));
         again.unlink(Ino(77)).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::marks::{self, Meaning};
 use super::{Error, marks::NAME_MAX};
-use crate::sys::{self, FileType};
+use crate::sys::{self, FileType, Stat};
 
 /// One read-only layer: an open directory.
 #[derive(Debug)]
@@ -52,18 +52,25 @@ pub struct LayerDir {
     pub opaque: bool,
 }
 
-/// Reads one directory of one layer.
-pub fn read_layer_dir(dir: BorrowedFd<'_>) -> sys::Result<LayerDir> {
+/// Reads one directory of one layer; `is_real` tells a 0:0 device that is no whiteout.
+pub fn read_layer_dir(
+    dir: BorrowedFd<'_>,
+    is_real: &dyn Fn(&Stat) -> bool,
+) -> sys::Result<LayerDir> {
     let mut found = LayerDir { opaque: marks::has_opaque_xattr(dir)?, ..LayerDir::default() };
     for raw in sys::read_dir(dir)? {
         match marks::meaning(&raw.name) {
-            Meaning::Name => match visible_kind(dir, &raw)? {
+            Meaning::Name => match visible_kind(dir, &raw, is_real)? {
                 Some(kind) => found.entries.push(LayerEntry { name: raw.name, kind }),
                 None => found.whiteouts.push(raw.name),
             },
             Meaning::Opaque => found.opaque = true,
-            Meaning::Whiteout(_) if raw.name[..] == *marks::OPAQUE_DEVICE
-                && visible_kind(dir, &raw)?.is_none() => found.opaque = true,
+            Meaning::Whiteout(_)
+                if raw.name[..] == *marks::OPAQUE_DEVICE
+                    && visible_kind(dir, &raw, is_real)?.is_none() =>
+            {
+                found.opaque = true
+            }
             Meaning::Whiteout(hidden) => found.whiteouts.push(hidden.into()),
             Meaning::LongWhiteout => found.whiteouts.extend(long_name(dir, &raw.name)?),
             Meaning::Reserved => {}
@@ -73,12 +80,16 @@ pub fn read_layer_dir(dir: BorrowedFd<'_>) -> sys::Result<LayerDir> {
 }
 
 /// The entry's type, or `None` if it is a 0:0 device, a whiteout.
-fn visible_kind(dir: BorrowedFd<'_>, raw: &sys::RawEntry) -> sys::Result<Option<FileType>> {
+fn visible_kind(
+    dir: BorrowedFd<'_>,
+    raw: &sys::RawEntry,
+    is_real: &dyn Fn(&Stat) -> bool,
+) -> sys::Result<Option<FileType>> {
     if !matches!(raw.kind, FileType::CharacterDevice | FileType::Unknown) {
         return Ok(Some(raw.kind));
     }
     let stat = sys::statx_at(dir, &raw.name)?;
-    Ok((!stat.is_whiteout_device()).then(|| stat.kind()))
+    Ok((!stat.is_whiteout_device() || is_real(&stat)).then(|| stat.kind()))
 }
 
 /// The name inside a hashed whiteout, if the file is a well-formed one.
@@ -101,7 +112,7 @@ mod tests {
 
     fn read(path: &Path) -> LayerDir {
         let fd = sys::open_dir(path).unwrap();
-        let mut found = read_layer_dir(fd.as_fd()).unwrap();
+        let mut found = read_layer_dir(fd.as_fd(), &|_| false).unwrap();
         found.entries.sort_by(|a, b| a.name.cmp(&b.name));
         found.whiteouts.sort();
         found

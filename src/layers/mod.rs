@@ -42,7 +42,9 @@ pub enum Error {
         work: String,
     },
     /// One of upper and workdir lies in the other.
-    #[error("upper {upper} and workdir {work} must be separate directories, neither inside the other")]
+    #[error(
+        "upper {upper} and workdir {work} must be separate directories, neither inside the other"
+    )]
     WorkInsideUpper {
         /// The upper directory.
         upper: String,

@@ -184,9 +184,8 @@ fn check_places(upper: &Path, root: &OwnedFd, work: &Path, work_fd: &OwnedFd) ->
         return Err(Error::WorkElsewhere { upper, work });
     }
     let real = |path: &Path| {
-        std::fs::canonicalize(path).map_err(|e| {
-            Error::io("resolve", path)(Errno::from_io_error(&e).unwrap_or(Errno::IO))
-        })
+        std::fs::canonicalize(path)
+            .map_err(|e| Error::io("resolve", path)(Errno::from_io_error(&e).unwrap_or(Errno::IO)))
     };
     let (real_upper, real_work) = (real(upper)?, real(work)?);
     if real_upper.starts_with(&real_work) || real_work.starts_with(&real_upper) {
@@ -216,10 +215,8 @@ fn take_lock(upper: &Path, work: &Path, work_fd: &OwnedFd, holder: &str) -> Resu
         }
         std::thread::sleep(LOCK_POLL);
     }
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{holder}"));
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{holder}"));
     written.map_err(|e| {
         Error::io("write workdir's lock", work)(Errno::from_io_error(&e).unwrap_or(Errno::IO))
     })?;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
 
+use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
-use super::Overlay;
 use crate::layers::number::Ino;
 use crate::sys::{self, FileType, Stat, Timestamp};
 
@@ -98,15 +98,20 @@ impl Overlay {
 
     /// The link count that the merged tree shows.
     ///
-    /// A directory's is 1, as on btrfs: subdirectories of several layers cannot be counted
-    /// cheaply, and 1 tells find(1) not to rely on it.
+    /// A directory that has lower parts has 1, as on the kernel's overlayfs: subdirectories of
+    /// several layers cannot be counted cheaply, and 1 tells find(1) not to rely on it.
     fn nlink(&self, inode: &Inode, stat: &Stat) -> u32 {
-        let (in_upper, linked) = {
+        let (in_upper, linked, has_lowers) = {
             let state = inode.state.read();
-            (state.upper.is_some(), !state.links.is_empty())
+            let has_lowers = state.lower_dirs.as_ref().is_some_and(|dirs| !dirs.is_empty());
+            (state.upper.is_some(), !state.links.is_empty(), has_lowers)
         };
         if inode.is_dir() {
-            return u32::from(linked || inode.ino == Ino::ROOT);
+            return match linked || inode.ino == Ino::ROOT {
+                true if has_lowers => 1,
+                true => stat.nlink,
+                false => 0,
+            };
         }
         let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
         match (in_upper, left) {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use rustix::fs::Mode;
 
+use super::Overlay;
 use super::attr::{self, Owner, TimeChange};
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, UpperFile};
-use super::listing::{Listing, LayerIndex};
+use super::listing::{LayerIndex, Listing};
 use super::real::Access;
-use super::Overlay;
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
@@ -109,8 +109,8 @@ impl Overlay {
             }
             FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(object, c"", Vec::new())
-                    .context("read link", name)?;
+                let target =
+                    rustix::fs::readlinkat(object, c"", Vec::new()).context("read link", name)?;
                 rustix::fs::symlinkat(target, dir, name)
             }
             kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
@@ -202,4 +202,3 @@ fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     }
     Ok(())
 }
-

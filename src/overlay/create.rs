@@ -16,9 +16,9 @@ use super::error::{Context, Error, Result};
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
 use super::{Overlay, check_new_name};
-use crate::layers::number::Ino;
-use crate::layers::upper::{Temp, Upper};
 use crate::layers::marks;
+use crate::layers::number::Ino;
+use crate::layers::upper::Upper;
 use crate::sys::{self, Errno, FileType, Stat};
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
@@ -55,6 +55,11 @@ pub enum NodeKind<'a> {
 }
 
 impl NodeKind<'_> {
+    /// A 0:0 device, which the index must know as a real one before it appears.
+    fn looks_like_whiteout(&self) -> bool {
+        matches!(self, Self::Special { kind: FileType::CharacterDevice, rdev: 0 })
+    }
+
     fn file_type(&self) -> FileType {
         match self {
             Self::File => FileType::RegularFile,
@@ -63,6 +68,14 @@ impl NodeKind<'_> {
             Self::Special { kind, .. } => *kind,
         }
     }
+}
+
+/// A node as it shall appear.
+struct Blueprint<'a> {
+    kind: NodeKind<'a>,
+    mode: u32,
+    owner: Owner,
+    opaque: bool,
 }
 
 /// What the parent directory means for a new node.
@@ -83,9 +96,6 @@ impl Overlay {
     /// `Exists` if the merged directory has the name, `ReservedName` for `.wh.*`.
     pub fn create(&self, parent: Ino, name: &[u8], node: &Node<'_>) -> Result<Attr> {
         check_new_name(name)?;
-        if matches!(node.kind, NodeKind::Special { kind: FileType::CharacterDevice, rdev: 0 }) {
-            return Err(Error::WhiteoutDevice);
-        }
         let parent = self.inode(parent)?;
         self.copy_up(&parent)?;
         drop(self.listing(&parent)?);
@@ -158,6 +168,7 @@ impl Overlay {
         let has_lowers = parent.state.read().lower_dirs.as_ref().is_some_and(|d| !d.is_empty());
         if let Ok(stat) = sys::statx_at(dir, name)
             && stat.is_whiteout_device()
+            && !self.upper()?.index().is_device(&stat)
         {
             if has_lowers {
                 self.upper()?.make_whiteout(dir, name).context("make whiteout", name)?;
@@ -188,29 +199,55 @@ impl Overlay {
         // setgid parent, and no bits that mkdir(2) would drop.
         let own = owner.uid == rustix::process::geteuid().as_raw()
             && (inherits || owner.gid == rustix::process::getegid().as_raw());
-        if own && !opaque && mode & 0o7000 == 0 {
+        if own && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
             return make_node(site.dir, site.name, node.kind, mode).context("create", site.name);
         }
         let mode = if is_dir && inherits { mode | 0o2000 } else { mode };
-        self.make_in_work(site, node.kind, mode, owner, opaque).context("create", site.name)
+        self.make_in_work(site, &Blueprint { kind: node.kind, mode, owner, opaque })
     }
 
-    fn make_in_work(
-        &self,
-        site: &Site<'_>,
-        kind: NodeKind<'_>,
-        mode: u32,
-        owner: Owner,
-        opaque: bool,
-    ) -> sys::Result<()> {
-        let Some(upper) = &self.upper else { return Err(Errno::ROFS) };
+    /// Builds the node in workdir. Where the parent has a default ACL, it is built in a
+    /// directory there that has the same, so that the filesystem computes what it inherits.
+    fn make_in_work(&self, site: &Site<'_>, blueprint: &Blueprint<'_>) -> Result<()> {
+        let upper = self.upper()?;
         let temp = upper.temp();
-        match &site.default_acl {
-            None => {
-                finish_node(temp.dir(), temp.name(), kind, mode, owner, opaque)?;
-                temp.publish(site.dir, site.name)
-            }
-            Some(acl) => publish_inheriting(&temp, acl, site, kind, mode, owner, opaque),
+        let (dir, name) = (temp.dir(), temp.name());
+        let Some(acl) = &site.default_acl else {
+            self.build(dir, name, blueprint).context("create", site.name)?;
+            return temp.publish(site.dir, site.name).context("create", site.name);
+        };
+        let build = || {
+            rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
+            let nursery = sys::open_at(dir, name, sys::O_DIRECTORY)?;
+            sys::set_xattr(nursery.as_fd(), DEFAULT_ACL, acl, 0)?;
+            self.build(nursery.as_fd(), b"node", blueprint)?;
+            rustix::fs::renameat(&nursery, "node", site.dir, site.name)
+        };
+        build().context("create", site.name)
+    }
+
+    /// Makes the node complete with owner, all mode bits and the opaque mark.
+    fn build(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        blueprint: &Blueprint<'_>,
+    ) -> sys::Result<()> {
+        let Blueprint { kind, mode, owner, opaque } = *blueprint;
+        make_node(dir, name, kind, mode)?;
+        let fd = sys::open_at(dir, name, sys::O_PATH)?;
+        if opaque {
+            Upper::make_opaque(fd.as_fd())?;
+        }
+        let made = sys::fstat(&fd)?;
+        attr::chown(fd.as_fd(), &made, owner)?;
+        let now = sys::fstat(&fd)?.permissions();
+        if kind.file_type() != FileType::Symlink && now & 0o7000 != mode & 0o7000 {
+            attr::chmod(fd.as_fd(), now & 0o777 | mode & 0o7000)?;
+        }
+        match &self.upper {
+            Some(upper) if kind.looks_like_whiteout() => upper.index().record_device(&made),
+            _ => Ok(()),
         }
     }
 
@@ -238,45 +275,4 @@ fn make_node(dir: BorrowedFd<'_>, name: &[u8], kind: NodeKind<'_>, mode: u32) ->
         NodeKind::Symlink(target) => rustix::fs::symlinkat(target, dir, name),
         NodeKind::Special { kind, rdev } => rustix::fs::mknodat(dir, name, kind, bits, rdev),
     }
-}
-
-/// Makes the node complete with owner, all mode bits and the opaque mark.
-fn finish_node(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    kind: NodeKind<'_>,
-    mode: u32,
-    owner: Owner,
-    opaque: bool,
-) -> sys::Result<()> {
-    make_node(dir, name, kind, mode)?;
-    let fd = sys::open_at(dir, name, sys::O_PATH)?;
-    if opaque {
-        Upper::make_opaque(fd.as_fd())?;
-    }
-    let made = sys::fstat(&fd)?;
-    attr::chown(fd.as_fd(), &made, owner)?;
-    if kind.file_type() != FileType::Symlink && sys::fstat(&fd)?.permissions() & 0o7000 != mode & 0o7000 {
-        let kept = sys::fstat(&fd)?.permissions() & 0o777;
-        attr::chmod(fd.as_fd(), kept | mode & 0o7000)?;
-    }
-    Ok(())
-}
-
-/// As [`finish_node`], in a directory in workdir that has the parent's default ACL, so that
-/// the filesystem itself computes what the node inherits.
-fn publish_inheriting(
-    temp: &Temp<'_>,
-    acl: &[u8],
-    site: &Site<'_>,
-    kind: NodeKind<'_>,
-    mode: u32,
-    owner: Owner,
-    opaque: bool,
-) -> sys::Result<()> {
-    rustix::fs::mkdirat(temp.dir(), temp.name(), Mode::RWXU)?;
-    let nursery = sys::open_at(temp.dir(), temp.name(), sys::O_DIRECTORY)?;
-    sys::set_xattr(nursery.as_fd(), DEFAULT_ACL, acl, 0)?;
-    finish_node(nursery.as_fd(), b"node", kind, mode, owner, opaque)?;
-    rustix::fs::renameat(&nursery, "node", site.dir, site.name)
 }

@@ -29,9 +29,6 @@ pub enum Error {
     /// The name could act as a whiteout.
     #[error("names that begin with .wh. are reserved for marks")]
     ReservedName,
-    /// The node would be taken for a whiteout: a character device 0:0.
-    #[error("a character device 0:0 would act as a whiteout")]
-    WhiteoutDevice,
     /// The union has no upper layer.
     #[error("the union has no writable layer")]
     ReadOnly,
@@ -70,7 +67,7 @@ impl Error {
             Self::NotEmpty => Errno::NOTEMPTY,
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::ReservedName | Self::Invalid(_) => Errno::INVAL,
-            Self::WhiteoutDevice | Self::PrivateXattr => Errno::PERM,
+            Self::PrivateXattr => Errno::PERM,
             Self::ReadOnly => Errno::ROFS,
             Self::Stale => Errno::STALE,
             Self::NoXattr => Errno::NODATA,

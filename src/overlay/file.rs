@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
+use super::Overlay;
 use super::attr::drop_suidgid;
 use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
-use super::Overlay;
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno};
 
@@ -98,8 +98,11 @@ impl Overlay {
 
     /// fallocate(2), in all modes of the filesystem below.
     pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
-        let flags = FallocateFlags::from_bits(mode.cast_unsigned())
-            .ok_or(Error::Io { op: "fallocate", name: String::new(), errno: Errno::OPNOTSUPP })?;
+        let flags = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Error::Io {
+            op: "fallocate",
+            name: String::new(),
+            errno: Errno::OPNOTSUPP,
+        })?;
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")

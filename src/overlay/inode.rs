@@ -150,10 +150,12 @@ const SHARDS: usize = 64;
 const LIMBO_BATCH: usize = 16;
 const MAX_LIMBO: usize = 1024;
 
+type Shard = Mutex<HashMap<Ino, Arc<Inode>>>;
+
 /// The inodes that the kernel, or a known inode below them, refers to.
 #[derive(Debug)]
 pub(super) struct InodeTable {
-    shards: Box<[Mutex<HashMap<Ino, Arc<Inode>>>]>,
+    shards: Box<[Shard]>,
     /// Unreferenced by the kernel, but in use when last looked at.
     limbo: Mutex<Vec<Ino>>,
 }
@@ -169,7 +171,7 @@ impl InodeTable {
         table
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+    fn shard(&self, ino: Ino) -> &Shard {
         &self.shards[(ino.0 ^ ino.0 >> 17) as usize % SHARDS]
     }
 

@@ -27,30 +27,35 @@ pub enum LayerIndex {
 
 /// Where a name comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// The name.
-    pub name: Box<[u8]>,
+    pub(super) name: Box<[u8]>,
     /// Its type in the topmost layer that has it.
-    pub kind: FileType,
+    pub(super) kind: FileType,
     /// The layers that make it, top first: one for a file, all that merge for a directory.
-    pub sources: SmallVec<[LayerIndex; 2]>,
+    pub(super) sources: SmallVec<[LayerIndex; 2]>,
     /// Upper has it, and a lower layer has a name that would show if upper's went.
-    pub covers: bool,
+    pub(super) covers: bool,
 }
 
 impl Entry {
     /// A name that exists in upper only.
-    pub fn upper(name: &[u8], kind: FileType, covers: bool) -> Self {
-        Self { name: name.into(), kind, sources: SmallVec::from_slice(&[LayerIndex::Upper]), covers }
+    pub(super) fn upper(name: &[u8], kind: FileType, covers: bool) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            sources: SmallVec::from_slice(&[LayerIndex::Upper]),
+            covers,
+        }
     }
 
     /// Whether upper has the name.
-    pub fn in_upper(&self) -> bool {
+    pub(super) fn in_upper(&self) -> bool {
         self.sources.first() == Some(&LayerIndex::Upper)
     }
 
     /// Whether deleting the name needs a whiteout.
-    pub fn needs_whiteout(&self) -> bool {
+    pub(super) fn needs_whiteout(&self) -> bool {
         self.covers || !self.in_upper()
     }
 }
@@ -58,11 +63,11 @@ impl Entry {
 /// Position in a directory stream; names come in the order of their cookies.
 pub type Cookie = u64;
 /// The first cookie of a name; below are the stream's start, `.` and `..`.
-pub const FIRST_COOKIE: Cookie = 16;
+pub(super) const FIRST_COOKIE: Cookie = 16;
 
 /// The names of one merged directory.
 #[derive(Debug, Default)]
-pub struct Listing {
+pub(super) struct Listing {
     entries: BTreeMap<Cookie, Entry>,
     /// Some name sits at another cookie than its hash: look-ups must search.
     displaced: bool,
@@ -70,7 +75,7 @@ pub struct Listing {
 
 /// Hashes names to cookies; one per mount.
 #[derive(Debug, Default)]
-pub struct Hashing(RandomState);
+pub(super) struct Hashing(RandomState);
 
 impl Hashing {
     fn cookie(&self, name: &[u8]) -> Cookie {
@@ -81,19 +86,19 @@ impl Hashing {
 
 impl Listing {
     /// The entry of `name`.
-    pub fn get(&self, hashing: &Hashing, name: &[u8]) -> Option<&Entry> {
+    pub(super) fn get(&self, hashing: &Hashing, name: &[u8]) -> Option<&Entry> {
         let cookie = self.find(hashing, name)?;
         self.entries.get(&cookie)
     }
 
     /// The entry of `name`, to be changed.
-    pub fn get_mut(&mut self, hashing: &Hashing, name: &[u8]) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, hashing: &Hashing, name: &[u8]) -> Option<&mut Entry> {
         let cookie = self.find(hashing, name)?;
         self.entries.get_mut(&cookie)
     }
 
     /// Adds an entry, replacing one of the same name.
-    pub fn insert(&mut self, hashing: &Hashing, entry: Entry) {
+    pub(super) fn insert(&mut self, hashing: &Hashing, entry: Entry) {
         if let Some(cookie) = self.find(hashing, &entry.name) {
             self.entries.insert(cookie, entry);
             return;
@@ -108,13 +113,13 @@ impl Listing {
     }
 
     /// Removes the entry of `name`.
-    pub fn remove(&mut self, hashing: &Hashing, name: &[u8]) -> Option<Entry> {
+    pub(super) fn remove(&mut self, hashing: &Hashing, name: &[u8]) -> Option<Entry> {
         let cookie = self.find(hashing, name)?;
         self.entries.remove(&cookie)
     }
 
     /// Notes that all names are upper's and that no lower layer shows any more.
-    pub fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for entry in self.entries.values_mut() {
             entry.sources = SmallVec::from_slice(&[LayerIndex::Upper]);
             entry.covers = false;
@@ -122,17 +127,12 @@ impl Listing {
     }
 
     /// Whether the directory has no names.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many names it has.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// The entries after `cookie`.
-    pub fn after(&self, cookie: Cookie) -> impl Iterator<Item = (Cookie, &Entry)> {
+    pub(super) fn after(&self, cookie: Cookie) -> impl Iterator<Item = (Cookie, &Entry)> {
         let from = cookie.saturating_add(1).max(FIRST_COOKIE);
         self.entries.range(from..).map(|(cookie, entry)| (*cookie, entry))
     }
@@ -167,9 +167,9 @@ mod tests {
         }
         let mut seen = Vec::new();
         let mut cookie = 0;
-        while let Some((next, name)) =
-            listing.after(cookie).next().map(|(c, e)| (c, e.name.clone()))
-        {
+        loop {
+            let found = listing.after(cookie).next().map(|(c, e)| (c, e.name.clone()));
+            let Some((next, name)) = found else { break };
             cookie = next;
             let n = seen.len();
             listing.remove(&hashing, format!("goes{n}").as_bytes());
@@ -191,7 +191,7 @@ mod tests {
         let home = hashing.cookie(b"late");
         listing.entries.insert(home, entry("squatter"));
         listing.insert(&hashing, entry("late"));
-        assert_eq!(listing.len(), 2);
+        assert_eq!(listing.entries.len(), 2);
         assert_eq!(&*listing.get(&hashing, b"late").unwrap().name, b"late");
         assert!(listing.remove(&hashing, b"late").is_some());
         assert!(listing.get(&hashing, b"late").is_none());

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
 use smallvec::SmallVec;
 
+use super::Overlay;
 use super::attr::Attr;
 use super::error::{Context, Error, Result};
 use super::inode::{Inode, Link, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
-use super::Overlay;
 use crate::layers::index::Index;
 use crate::layers::lower::{Lower, read_layer_dir};
+use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
 use crate::layers::upper::Upper;
 use crate::sys::{self, FileType, Stat};
@@ -57,8 +58,8 @@ impl Overlay {
             state.upper = Some(UpperFile { ino: stat.ino, held: None });
         }
         for lower in lowers {
-            let stat = sys::fstat(lower.root())
-                .map_err(crate::layers::Error::io("stat", lower.path()))?;
+            let stat =
+                sys::fstat(lower.root()).map_err(crate::layers::Error::io("stat", lower.path()))?;
             numbering.number(stat.dev, stat.ino);
         }
         let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default())).collect();
@@ -90,6 +91,9 @@ impl Overlay {
         parent: &Arc<Inode>,
         name: &[u8],
     ) -> Result<(Arc<Inode>, Option<Stat>)> {
+        if name.len() > marks::NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
         let listing = self.listing(parent)?;
         let entry = listing.get(&self.hashing, name).ok_or(Error::NotFound)?;
         self.instantiate(parent, entry)
@@ -131,7 +135,9 @@ impl Overlay {
         let mut open = true;
         if in_upper {
             let fd = self.upper_dir(dir)?;
-            let found = read_layer_dir(fd.as_fd()).context("read upper directory", b"")?;
+            let index = self.upper()?.index();
+            let found = read_layer_dir(fd.as_fd(), &|stat| index.is_device(stat))
+                .context("read upper directory", b"")?;
             open = merge.add(LayerIndex::Upper, found);
         }
         let mut used = 0;
@@ -140,7 +146,8 @@ impl Overlay {
                 break;
             }
             let fd = self.lower_dir(lower)?;
-            let found = read_layer_dir(fd.as_fd()).context("read lower directory", &lower.path)?;
+            let found = read_layer_dir(fd.as_fd(), &|_| false)
+                .context("read lower directory", &lower.path)?;
             open = merge.add(LayerIndex::Lower(lower.layer), found);
             used += 1;
         }
@@ -224,7 +231,8 @@ impl Overlay {
 
     fn indexed_inode(&self, number: Ino) -> Result<u64> {
         let name = Index::link_name(number);
-        let stat = sys::statx_at(self.upper()?.index().dir(), &name).context("stat index", &name)?;
+        let stat =
+            sys::statx_at(self.upper()?.index().dir(), &name).context("stat index", &name)?;
         Ok(stat.ino)
     }
 }

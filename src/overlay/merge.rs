@@ -29,14 +29,14 @@ struct Shown {
 
 /// Unites the layers of one directory, given top first.
 #[derive(Default)]
-pub struct Merge {
+pub(super) struct Merge {
     names: HashMap<Box<[u8]>, Fate>,
     opaque: bool,
 }
 
 impl Merge {
     /// Adds the next layer below; returns whether any layer further below can still show.
-    pub fn add(&mut self, index: LayerIndex, dir: LayerDir) -> bool {
+    pub(super) fn add(&mut self, index: LayerIndex, dir: LayerDir) -> bool {
         if self.opaque {
             return false;
         }
@@ -68,7 +68,7 @@ impl Merge {
     }
 
     /// The merged directory.
-    pub fn finish(self, hashing: &Hashing) -> Listing {
+    pub(super) fn finish(self, hashing: &Hashing) -> Listing {
         let mut listing = Listing::default();
         for (name, fate) in self.names {
             if let Some(Shown { kind, sources, covers }) = fate.shown {

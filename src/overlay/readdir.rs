@@ -1,9 +1,9 @@
 //! Reading a merged directory.
 
+use super::Overlay;
 use super::attr::Attr;
 use super::error::{Error, Result};
 use super::listing::Cookie;
-use super::Overlay;
 use crate::layers::number::Ino;
 
 /// A name as a directory stream gives it.

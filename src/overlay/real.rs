@@ -7,10 +7,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, LowerDir, UpperFile};
-use super::Overlay;
 use crate::layers::index::Index;
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno, FileType, Stat};
@@ -192,7 +192,11 @@ impl Overlay {
     /// A descriptor of a regular file's data.
     pub(super) fn data(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
         if inode.kind != FileType::RegularFile {
-            return Err(if inode.is_dir() { Error::IsDirectory } else { Error::Invalid("no data") });
+            return Err(if inode.is_dir() {
+                Error::IsDirectory
+            } else {
+                Error::Invalid("no data")
+            });
         }
         let kept = match access {
             Access::Write => self.fds.get(FdKey::Write(inode.ino)),
@@ -238,7 +242,11 @@ impl Overlay {
 }
 
 /// Opens `name` if it is the inode `ino`.
-fn open_verified(dir: std::os::fd::BorrowedFd<'_>, name: &[u8], ino: u64) -> Result<Option<OwnedFd>> {
+fn open_verified(
+    dir: std::os::fd::BorrowedFd<'_>,
+    name: &[u8],
+    ino: u64,
+) -> Result<Option<OwnedFd>> {
     let fd = match sys::open_at(dir, name, sys::O_PATH) {
         Err(Errno::NOENT) => return Ok(None),
         result => result.context("open upper", name)?,

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::AtFlags;
 
+use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, UpperFile};
 use super::listing::{Entry, Listing};
-use super::Overlay;
 use crate::layers::number::Ino;
 use crate::sys::{Errno, FileType};
 

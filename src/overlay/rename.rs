@@ -124,7 +124,8 @@ impl Overlay {
                 return Err(Error::Invalid("the types changed"));
             }
         }
-        rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name).context("rename", from.name)?;
+        rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name)
+            .context("rename", from.name)?;
         if drop_whiteout {
             upper.drop_whiteout(to_dir.as_fd(), to.name).context("drop whiteout", to.name)?;
         }

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::error::{Context, Error, Result};
 use super::Overlay;
+use super::error::{Context, Error, Result};
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::sys::{self, Errno};

@@ -77,9 +77,15 @@ impl Store {
         Ok((self.make_container(image, asked, name)?, true))
     }
 
-    fn make_container(&self, image: &ImageId, asked: &str, name: Option<&str>) -> Result<Container> {
+    fn make_container(
+        &self,
+        image: &ImageId,
+        asked: &str,
+        name: Option<&str>,
+    ) -> Result<Container> {
         let staging = self.staging()?;
-        let seed = format!("{image} {} {:?}", staging.path().display(), std::time::SystemTime::now());
+        let seed =
+            format!("{image} {} {:?}", staging.path().display(), std::time::SystemTime::now());
         let id = Digest::of(seed.as_bytes()).hex();
         let config = Config {
             name: name.map_or_else(|| id[..SHORT_ID].to_owned(), str::to_owned),
@@ -94,8 +100,10 @@ impl Store {
         }
         self.copy_root_attributes(image, &staging.path().join("upper"))?;
         let path = staging.path().join("config.json");
-        let text = serde_json::to_vec_pretty(&config)
-            .map_err(|e| Error::Damaged { path: path.display().to_string(), reason: e.to_string() })?;
+        let text = serde_json::to_vec_pretty(&config).map_err(|e| Error::Damaged {
+            path: path.display().to_string(),
+            reason: e.to_string(),
+        })?;
         fs::write(&path, text).map_err(io_error("write", &path))?;
         let home = self.root.join("containers").join(&config.id);
         fs::rename(staging.path(), &home).map_err(io_error("make", &home))?;
@@ -177,8 +185,7 @@ impl Store {
 fn read_container(path: &Path) -> Result<Container> {
     let file = path.join("config.json");
     let text = fs::read(&file).map_err(io_error("read", &file))?;
-    let damaged =
-        |reason: String| Error::Damaged { path: file.display().to_string(), reason };
+    let damaged = |reason: String| Error::Damaged { path: file.display().to_string(), reason };
     let config: Config = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
     let image_id = config.image_id.parse().map(ImageId).map_err(|e| damaged(e.to_string()))?;
     Ok(Container {
@@ -194,9 +201,8 @@ fn read_container(path: &Path) -> Result<Container> {
 fn check_name(name: &str) -> Result<()> {
     let first = |b: u8| b.is_ascii_alphanumeric();
     let rest = |b: u8| first(b) || b"_.-".contains(&b);
-    let good = name.len() <= MAX_NAME
-        && name.bytes().next().is_some_and(first)
-        && name.bytes().all(rest);
+    let good =
+        name.len() <= MAX_NAME && name.bytes().next().is_some_and(first) && name.bytes().all(rest);
     if good { Ok(()) } else { Err(Error::BadName(name.to_owned())) }
 }
 

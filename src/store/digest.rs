@@ -121,7 +121,14 @@ mod tests {
     fn only_lowercase_sha256_is_a_digest() {
         let good = format!("sha256:{}", "0a".repeat(32));
         assert_eq!(good.parse::<Digest>().unwrap().to_string(), good);
-        for bad in ["", "sha256:", "sha256:../../etc/passwd", "sha512:00", &good[..70], &good.to_uppercase()] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            "sha512:00",
+            &good[..70],
+            &good.to_uppercase(),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -27,7 +27,9 @@ pub struct RootFs {
     pub diff_ids: Vec<String>,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Vec<String>, D::Error> {
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+    d: D,
+) -> std::result::Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
@@ -112,7 +114,9 @@ impl Store {
         let fitting: Vec<_> = ids.into_iter().filter(|id| id.hex().starts_with(prefix)).collect();
         match fitting[..] {
             [id] if !prefix.is_empty() => Ok(id),
-            [] | [_] => Err(Error::NoImage { asked: asked.to_owned(), nearest: nearest(asked, &names) }),
+            [] | [_] => {
+                Err(Error::NoImage { asked: asked.to_owned(), nearest: nearest(asked, &names) })
+            }
             _ => Err(Error::AmbiguousImage { asked: asked.to_owned(), count: fitting.len() }),
         }
     }

@@ -81,7 +81,9 @@ pub enum Error {
         holder: String,
     },
     /// The name cannot be a writable layer's.
-    #[error("{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first")]
+    #[error(
+        "{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first"
+    )]
     BadName(String),
     /// A file of the store does not say what it should.
     #[error("the store is damaged: {path}: {reason}")]

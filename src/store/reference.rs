@@ -65,7 +65,9 @@ impl fmt::Display for Name {
 fn is_repository(text: &str) -> bool {
     let good = |component: &str, first: bool| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        let between = |b: u8| inner(b) || b"._-".contains(&b) || first && (b == b':' || b.is_ascii_uppercase());
+        let between = |b: u8| {
+            inner(b) || b"._-".contains(&b) || first && (b == b':' || b.is_ascii_uppercase())
+        };
         let bytes = component.as_bytes();
         match (bytes.first(), bytes.last()) {
             (Some(a), Some(z)) => {
@@ -83,9 +85,7 @@ fn is_repository(text: &str) -> bool {
 fn is_tag(text: &str) -> bool {
     let first = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let rest = |b: u8| first(b) || b == b'.' || b == b'-';
-    text.len() <= MAX_TAG
-        && text.bytes().next().is_some_and(first)
-        && text.bytes().all(rest)
+    text.len() <= MAX_TAG && text.bytes().next().is_some_and(first) && text.bytes().all(rest)
 }
 
 #[cfg(test)]

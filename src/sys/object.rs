@@ -11,15 +11,11 @@ pub const O_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CL
 /// A directory opened for resolving names below it.
 pub const O_DIRECTORY: OFlags = O_PATH.union(OFlags::DIRECTORY);
 /// For reading data; `O_NONBLOCK` so that a FIFO planted in a layer cannot hang the daemon.
-pub const O_READ: OFlags = OFlags::RDONLY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
+pub const O_READ: OFlags =
+    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 /// For reading and writing data.
-pub const O_READWRITE: OFlags = OFlags::RDWR
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
+pub const O_READWRITE: OFlags =
+    OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 /// Longest path handed to one system call (PATH_MAX less the terminating NUL).
 const MAX_PATH: usize = 4095;
@@ -34,8 +30,7 @@ pub fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedF
 ///
 /// An empty path opens `root` itself. Paths longer than PATH_MAX are walked in pieces.
 pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let resolve =
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let mut rest = path;
     let mut from: Option<OwnedFd> = None;
     while rest.len() > MAX_PATH {

@@ -86,10 +86,7 @@ pub fn fstat(fd: impl AsFd) -> Result<Stat> {
 }
 
 fn convert(x: rustix::fs::Statx) -> Result<Stat> {
-    let time = |t: rustix::fs::StatxTimestamp| Timestamp {
-        secs: t.tv_sec,
-        nanos: t.tv_nsec,
-    };
+    let time = |t: rustix::fs::StatxTimestamp| Timestamp { secs: t.tv_sec, nanos: t.tv_nsec };
     let has_btime = StatxFlags::from_bits_retain(x.stx_mask).contains(StatxFlags::BTIME);
     Ok(Stat {
         dev: rustix::fs::makedev(x.stx_dev_major, x.stx_dev_minor),
