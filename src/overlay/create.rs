@@ -97,8 +97,8 @@ impl Overlay {
     pub fn create(&self, parent: Ino, name: &[u8], node: &Node<'_>) -> Result<Attr> {
         check_new_name(name)?;
         let parent = self.inode(parent)?;
+        drop(self.listing(&parent)?); // reads it, or fails as something else
         self.copy_up(&parent)?;
-        drop(self.listing(&parent)?);
         let mut names = parent.dir.write();
         let names = names.as_deref_mut().ok_or(Error::Stale)?;
         if names.get(&self.hashing, name).is_some() {
@@ -120,9 +120,11 @@ impl Overlay {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_new_name(name)?;
         let (inode, parent) = (self.inode(ino)?, self.inode(parent)?);
+        if self.listing(&parent)?.get(&self.hashing, name).is_some() {
+            return Err(Error::Exists);
+        }
         self.copy_up(&inode)?;
         self.copy_up(&parent)?;
-        drop(self.listing(&parent)?);
         let mut names = parent.dir.write();
         let names = names.as_deref_mut().ok_or(Error::Stale)?;
         if names.get(&self.hashing, name).is_some() {

@@ -44,8 +44,6 @@ mod remove;
 mod rename;
 mod xattr;
 
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

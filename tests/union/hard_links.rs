@@ -1,0 +1,65 @@
+//! Hard links: one file, whatever its names, through copy-up and remount.
+
+use crate::common::union::Union;
+
+#[test]
+fn names_of_a_lower_file_stay_one_file() {
+    let mut u = Union::new(&["a=x b=>a d/c=>a"]);
+    assert_eq!(u.stat("a").unwrap().stat.nlink, 3);
+    let number = u.ino("a").unwrap();
+    u.write("b", 1, "y").unwrap();
+    for _ in 0..2 {
+        for name in ["a", "b", "d/c"] {
+            assert_eq!(u.read(name).unwrap(), "xy", "{name}");
+            assert_eq!(u.ino(name).unwrap(), number, "{name}");
+            assert_eq!(u.stat(name).unwrap().stat.nlink, 3, "{name}");
+        }
+        u.remount();
+    }
+    u.write("d/c", 2, "z").unwrap();
+    u.expect("a=xyz b=xyz d/ d/c=xyz");
+}
+
+#[test]
+fn the_link_count_follows() {
+    let mut u = Union::new(&["a=x b=>a"]);
+    u.unlink("a").unwrap();
+    assert_eq!(u.stat("b").unwrap().stat.nlink, 1);
+    u.remount();
+    assert_eq!(u.stat("b").unwrap().stat.nlink, 1);
+    u.link("b", "c").unwrap();
+    assert_eq!(u.stat("b").unwrap().stat.nlink, 2);
+    u.write("c", 1, "!").unwrap();
+    u.expect("b=x! c=x!");
+    u.unlink("b").unwrap();
+    assert_eq!(u.stat("c").unwrap().stat.nlink, 1);
+    u.unlink("c").unwrap();
+    u.expect("");
+    assert_eq!(std::fs::read_dir(u.work().join("index")).unwrap().count(), 0);
+}
+
+#[test]
+fn new_links_in_upper() {
+    let mut u = Union::new(&["d/"]);
+    u.create("f", "1").unwrap();
+    u.link("f", "d/g").unwrap();
+    assert_eq!(u.stat("f").unwrap().stat.nlink, 2);
+    assert_eq!(u.ino("f").unwrap(), u.ino("d/g").unwrap());
+    u.remount();
+    u.write("d/g", 0, "2").unwrap();
+    u.unlink("f").unwrap();
+    assert_eq!(u.stat("d/g").unwrap().stat.nlink, 1);
+    u.expect("d/ d/g=2");
+}
+
+#[test]
+fn rename_over_one_of_the_names() {
+    let mut u = Union::new(&["a=x b=>a n=new"]);
+    u.rename("n", "a").unwrap();
+    assert_eq!(u.stat("b").unwrap().stat.nlink, 1);
+    u.expect("a=new b=x");
+    // Two names of one file: rename does nothing (rename(2)).
+    u.link("a", "a2").unwrap();
+    u.rename("a", "a2").unwrap();
+    u.expect("a=new a2=new b=x");
+}
