@@ -49,6 +49,33 @@ impl Overlay {
         self.copy_up_one(inode, size)
     }
 
+    /// As [`copy_up`](Self::copy_up), and makes this very name upper's: a hard link that the
+    /// lower layer still shows becomes one of the copy.
+    pub(super) fn copy_up_name(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        inode: &Arc<Inode>,
+    ) -> Result<()> {
+        self.copy_up(inode)?;
+        self.copy_up(parent)?;
+        drop(self.listing(parent)?);
+        let mut names = parent.dir.write();
+        if self.checked_entry(&names, inode, parent, name)?.in_upper() {
+            return Ok(());
+        }
+        let dir = self.upper_dir(parent)?;
+        let before = sys::fstat(dir.as_fd()).context("stat", name)?;
+        let object = self.object(inode)?;
+        sys::link_fd(object.as_fd(), dir.as_fd(), name).context("link copy", name)?;
+        best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+        let index = self.upper()?.index();
+        let left = index.left(inode.ino).unwrap_or(1).saturating_sub(1);
+        index.set_left(inode.ino, left).context("record links", name)?;
+        note_in_upper(names.as_deref_mut(), self, name);
+        Ok(())
+    }
+
     fn copy_up_ancestors(&self, dir: &Arc<Inode>) -> Result<()> {
         let mut missing = Vec::new();
         let mut at = Arc::clone(dir);

@@ -77,10 +77,10 @@ impl Overlay {
         }
         self.copy_up(&parent)?;
         self.copy_up(&new_parent)?;
-        self.settle(&source)?;
+        self.settle(&from, &source)?;
         match &target {
             Some(target) if mode == RenameMode::Exchange => {
-                self.settle(target)?;
+                self.settle(&to, target)?;
                 self.exchange(&from, &to, &source, target)
             }
             _ => self.replace(&from, &to, &source, target.as_deref()),
@@ -239,9 +239,9 @@ impl Overlay {
     }
 
     /// Brings the inode, and for a directory everything below it, wholly into upper.
-    pub(super) fn settle(&self, inode: &Arc<Inode>) -> Result<()> {
+    fn settle(&self, at: &Place<'_>, inode: &Arc<Inode>) -> Result<()> {
         if !inode.is_dir() {
-            return self.copy_up(inode);
+            return self.copy_up_name(at.parent, at.name, inode);
         }
         let mut kept: Vec<Known<'_>> = Vec::new();
         let mut todo = vec![(Arc::clone(inode), false)];
@@ -260,7 +260,10 @@ impl Overlay {
                     todo.push((Arc::clone(&child), false));
                     kept.push(child);
                 } else {
-                    self.copy_up(&child)?;
+                    match self.copy_up_name(&dir, &name, &child) {
+                        Err(Error::NotFound) => {} // removed since
+                        result => result?,
+                    }
                 }
             }
         }
