@@ -44,7 +44,6 @@ mod remove;
 mod rename;
 mod xattr;
 
-
 use std::sync::Arc;
 
 pub use attr::{Attr, Owner, SetAttr, StatFs, TimeChange};

@@ -66,14 +66,14 @@ impl Overlay {
             result => Some(result?),
         };
         check_rename(&source, target.as_ref(), &from, &to, mode)?;
+        if target.as_ref().is_some_and(|target| target.ino == source.ino) {
+            return Ok(()); // two names of one file: rename(2) leaves both
+        }
         if let Some(dir) = target.as_ref().filter(|target| target.is_dir())
             && mode == RenameMode::Replace
             && !self.listing(dir)?.is_empty()
         {
             return Err(Error::NotEmpty); // before anything is copied up
-        }
-        if target.as_ref().is_some_and(|target| target.ino == source.ino) {
-            return Ok(()); // two names of one file: rename(2) leaves both
         }
         self.copy_up(&parent)?;
         self.copy_up(&new_parent)?;

@@ -1,1 +1,188 @@
-//! placeholder
+//! A real mount by the real program, unmounted in Drop.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub fn plyfs() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_plyfs"))
+}
+
+/// Runs a command that must succeed; its stdout.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a shell line that must succeed; its stdout.
+#[track_caller]
+pub fn sh(line: &str) -> String {
+    run(Command::new("sh").arg("-euc").arg(line))
+}
+
+/// Runs a command that must fail with exactly one line on stderr; that line.
+#[track_caller]
+pub fn fails(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{command:?} succeeded: {line}");
+    assert!(output.stdout.is_empty(), "{command:?}: it printed a result");
+    assert_eq!(line.lines().count(), 1, "{command:?}: {line}");
+    line
+}
+
+/// Why no filesystem can be mounted here, if so.
+pub fn cannot_mount() -> Option<&'static str> {
+    match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Err(_) => Some("no access to /dev/fuse"),
+        Ok(_) if super::is_root() => None,
+        Ok(_) => match Command::new("fusermount3").arg("-V").stdout(Stdio::null()).status() {
+            Ok(status) if status.success() => None,
+            _ => Some("no fusermount3"),
+        },
+    }
+}
+
+/// Leaves a test that needs a mount, with a word, where there can be none.
+#[macro_export]
+macro_rules! need_mount {
+    () => {
+        if let Some(why) = $crate::common::mounted::cannot_mount() {
+            return eprintln!("skipped: {why}");
+        }
+    };
+}
+
+/// Layers, and a plyfs mount of them.
+pub struct Mount {
+    dir: tempfile::TempDir,
+    lowers: Vec<PathBuf>,
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Mounts these layers (see [`super::build`]), the topmost first, with an empty upper.
+    pub fn new(layers: &[&str]) -> Self {
+        let mut made = Self::unmounted(layers);
+        made.mount();
+        made
+    }
+
+    pub fn unmounted(layers: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lowers = Vec::new();
+        for (n, words) in layers.iter().enumerate() {
+            let path = dir.path().join(format!("lower{n}"));
+            std::fs::create_dir(&path).unwrap();
+            super::build(&path, words);
+            lowers.push(path);
+        }
+        for name in ["upper", "work", "merged"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir, lowers, options: Vec::new() }
+    }
+
+    pub fn mount(&mut self) {
+        let mut command = plyfs();
+        command.arg("mount").args(&self.options);
+        for lower in &self.lowers {
+            command.arg("--lower").arg(lower);
+        }
+        command.arg("--upper").arg(self.upper()).arg("--work").arg(self.path("work"));
+        run(command.arg(self.merged()));
+    }
+
+    pub fn unmount(&self) {
+        run(plyfs().arg("umount").arg(self.merged()));
+    }
+
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn lower(&self, n: usize) -> &Path {
+        &self.lowers[n]
+    }
+
+    pub fn upper(&self) -> PathBuf {
+        self.path("upper")
+    }
+
+    /// The mountpoint.
+    pub fn merged(&self) -> PathBuf {
+        self.path("merged")
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.merged().join(name)
+    }
+
+    /// Runs a shell line in the mount.
+    #[track_caller]
+    pub fn sh(&self, line: &str) -> String {
+        run(Command::new("sh").arg("-euc").arg(line).current_dir(self.merged()))
+    }
+
+    /// The merged tree must be this, now and after a remount.
+    #[track_caller]
+    pub fn expect(&mut self, words: &str) {
+        let mut expected: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        expected.sort();
+        assert_eq!(super::tell(&self.merged()), expected, "merged");
+        self.remount();
+        assert_eq!(super::tell(&self.merged()), expected, "after remount");
+    }
+
+    #[track_caller]
+    pub fn expect_upper(&self, words: &str) {
+        let mut expected: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        expected.sort();
+        assert_eq!(super::tell(&self.upper()), expected, "upper");
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        unmount_if_mounted(&self.merged());
+    }
+}
+
+/// Detaches a mountpoint, also of a dead daemon; a directory that is none is left alone.
+pub fn unmount_if_mounted(mountpoint: &Path) {
+    if is_mounted(mountpoint) {
+        let _: std::io::Result<Output> =
+            plyfs().args(["umount", "--lazy"]).arg(mountpoint).output();
+    }
+}
+
+/// Whether something is mounted on this absolute path.
+pub fn is_mounted(mountpoint: &Path) -> bool {
+    mount_line(mountpoint).is_some()
+}
+
+/// The mountpoint's line in /proc/mounts.
+pub fn mount_line(mountpoint: &Path) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/mounts").unwrap();
+    let wanted = mountpoint.display().to_string().replace(' ', "\\040");
+    table.lines().rev().find(|line| line.split(' ').nth(1) == Some(&wanted)).map(str::to_owned)
+}
+
+/// Waits until something is so, or fails.
+#[track_caller]
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < give_up, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,192 @@
+//! The ways to start and to end a mount.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::mounted::{Mount, is_mounted, mount_line, plyfs, run, sh, wait_until};
+use crate::common::{is_root, tell};
+use crate::need_mount;
+
+fn mount_options(m: &Mount) -> String {
+    format!(
+        "lowerdir={}:{},upperdir={},workdir={}",
+        m.lower(0).display(),
+        m.lower(1).display(),
+        m.upper().display(),
+        m.path("work").display()
+    )
+}
+
+#[test]
+fn as_a_mount_program() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1", "b=2"]);
+    let options = mount_options(&m);
+    let source = |line: String| line.split(' ').next().unwrap().to_owned();
+    let forms: [(&[&str], &str); 4] = [
+        (&["-o", &format!("{options},,volatile,")], env!("CARGO_BIN_EXE_plyfs")),
+        (&["-o", &format!("{options},fsname=my\\,name")], "my,name"),
+        (&["SOURCE", "MERGED", "-o", &format!("rw,dev,suid,{options}")], "SOURCE"),
+        (&["-o", &options, "-o", "rw,private"], env!("CARGO_BIN_EXE_plyfs")),
+    ];
+    for (args, expected) in forms {
+        let mut command = plyfs();
+        let merged = m.merged();
+        let args: Vec<_> = args
+            .iter()
+            .map(|arg| if *arg == "MERGED" { merged.to_str().unwrap() } else { arg })
+            .collect();
+        command.args(&args);
+        if !args.contains(&merged.to_str().unwrap()) {
+            command.arg(&merged);
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        let line = mount_line(&merged).unwrap();
+        assert!(line.contains(" fuse.plyfs "), "{line}");
+        assert_eq!(source(line), expected);
+        assert_eq!(tell(&merged), ["a=1", "b=2"]);
+        m.unmount();
+    }
+}
+
+#[test]
+fn unknown_options_warn_and_mount() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1", "b=2"]);
+    let options = format!("{},frobnicate=7", mount_options(&m));
+    let output = plyfs().args(["-o", &options]).arg(m.merged()).output().unwrap();
+    assert!(output.status.success());
+    let warning = String::from_utf8_lossy(&output.stderr);
+    assert!(warning.contains("frobnicate") && warning.lines().count() == 1, "{warning}");
+    assert_eq!(tell(&m.merged()), ["a=1", "b=2"]);
+}
+
+#[test]
+fn without_upper_it_is_read_only() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1", "b=2"]);
+    let lowers = format!("lowerdir={}:{}", m.lower(0).display(), m.lower(1).display());
+    run(plyfs().args(["-o", &lowers]).arg(m.merged()));
+    let error = std::fs::write(m.at("a"), "x").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(tell(&m.merged()), ["a=1", "b=2"]);
+}
+
+#[test]
+fn relative_and_symlinked_lowers_with_odd_names() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1"]);
+    std::fs::rename(m.lower(0), m.path("od:d,n")).unwrap();
+    std::os::unix::fs::symlink("od:d,n", m.path("short")).unwrap();
+    for lower in [r"lowerdir=od\:d\,n", "lowerdir=short", "lowerdir=./short"] {
+        run(plyfs().args(["-o", lower, "merged"]).current_dir(m.path("")));
+        assert_eq!(tell(&m.merged()), ["a=1"]);
+        m.unmount();
+    }
+}
+
+#[test]
+fn every_way_to_end_it_ends_it() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1", "b=2"]);
+    let merged = m.merged();
+    let quoted = format!("'{}'", merged.display());
+    let mut ways =
+        vec![format!("fusermount3 -u {quoted}"), "kill -TERM $PID".into(), "kill -INT $PID".into()];
+    if is_root() {
+        ways.push(format!("umount {quoted}"));
+    }
+    for way in ways {
+        let mut command = plyfs();
+        command.args(["-f", "-o", &mount_options(&m)]).arg(&merged);
+        let mut daemon = command.spawn().unwrap();
+        wait_until("it is mounted", || is_mounted(&merged));
+        std::fs::write(m.at("written"), &way).unwrap();
+        sh(&way.replace("$PID", &daemon.id().to_string()));
+        let status = daemon.wait().unwrap();
+        assert!(status.success(), "{way}: {status}");
+        assert!(!is_mounted(&merged), "{way}");
+        assert_eq!(std::fs::read_to_string(m.upper().join("written")).unwrap(), way);
+    }
+}
+
+#[test]
+fn the_daemon_leaves_its_caller_alone() {
+    need_mount!();
+    let mut m = Mount::unmounted(&["a=1"]);
+    // A pipe held by the daemon would keep `cat` waiting.
+    let line = format!(
+        "{} mount --lower '{}' --upper '{}' --work '{}' '{}' | cat",
+        env!("CARGO_BIN_EXE_plyfs"),
+        m.lower(0).display(),
+        m.upper().display(),
+        m.path("work").display(),
+        m.merged().display()
+    );
+    sh(&line);
+    assert_eq!(tell(&m.merged()), ["a=1"]);
+    m.remount();
+}
+
+#[test]
+fn after_kill_9_it_can_be_mounted_again() {
+    need_mount!();
+    let mut m = Mount::new(&["d/f=1 gone=1"]);
+    m.sh("echo 2 >> d/f; rm gone; echo 3 > new");
+    let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
+    let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap();
+    sh(&format!("kill -9 {pid}"));
+    let dead = || {
+        let error = std::fs::metadata(m.at("new")).err();
+        error.and_then(|e| e.raw_os_error()) == Some(libc::ENOTCONN)
+    };
+    wait_until("the daemon is dead", dead);
+    m.unmount();
+    m.mount();
+    m.expect("d/ d/f=12\\n new=3\\n");
+}
+
+#[test]
+fn a_mountpoint_inside_its_own_lower() {
+    need_mount!();
+    let m = Mount::unmounted(&["in/side=1 f=1"]);
+    let inside = m.lower(0).join("in");
+    run(plyfs().arg("mount").arg("--lower").arg(m.lower(0)).arg(&inside));
+    let told = Command::new("timeout").args(["5", "ls", "-l"]).arg(&inside).output().unwrap();
+    crate::common::mounted::unmount_if_mounted(&inside);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains(" f") && told.contains(" in"), "{told}");
+}
+
+#[test]
+fn a_union_as_a_layer_of_a_union() {
+    need_mount!();
+    let mut first = Mount::new(&["d/f=1 gone=1", "d/g=2"]);
+    first.sh("rm gone; echo 3 >> d/g");
+    let second = Mount::unmounted(&[""]);
+    run(plyfs()
+        .args(["mount", "--lower"])
+        .arg(first.merged())
+        .arg("--upper")
+        .arg(second.upper())
+        .arg("--work")
+        .arg(second.path("work"))
+        .arg(second.merged()));
+    second.sh("echo 4 >> d/f; mv d e; rm e/g");
+    assert_eq!(tell(&second.merged()), ["e/", "e/f=14\\n"]);
+    second.unmount();
+    first.expect("d/ d/f=1 d/g=23\\n");
+}
+
+#[test]
+fn one_upper_has_one_mount() {
+    need_mount!();
+    let m = Mount::new(&["a=1", "b=2"]);
+    let other = m.path("other");
+    std::fs::create_dir(&other).unwrap();
+    let error = crate::common::mounted::fails(plyfs().args(["-o", &mount_options(&m)]).arg(&other));
+    assert!(error.contains("in use") && error.contains(m.merged().to_str().unwrap()), "{error}");
+    assert!(!is_mounted(Path::new(&other)));
+}

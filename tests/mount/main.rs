@@ -1,0 +1,12 @@
+//! Real mounts: what only shows with the kernel above, and the program's ways of starting
+//! and ending one.
+#![allow(missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod data;
+mod forms;
+mod metadata;
+mod tree;
