@@ -12,14 +12,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Reading or writing failed.
-    #[error("{op} {what}: {source}")]
+    #[error("{op} {what}: {cause}")]
     Io {
         /// What was tried, as a verb.
         op: &'static str,
         /// On what.
         what: String,
         /// How it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The store refused.
     #[error(transparent)]
@@ -42,12 +42,12 @@ pub enum Error {
         reason: String,
     },
     /// An error inside a layer.
-    #[error("layer {layer}: {source}")]
+    #[error("layer {layer}: {cause}")]
     Layer {
         /// Its path in the archive.
         layer: String,
         /// What is wrong.
-        source: Box<Error>,
+        cause: Box<Error>,
     },
     /// A manifest, index or config makes no sense.
     #[error("bad {what}: {reason}")]
@@ -94,11 +94,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn io(op: &'static str, what: impl Display, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::UnexpectedEof {
+    pub(super) fn io(op: &'static str, what: impl Display, cause: io::Error) -> Self {
+        if cause.kind() == io::ErrorKind::UnexpectedEof {
             return Self::Truncated("unexpected end of data");
         }
-        Self::Io { op, what: what.to_string(), source }
+        Self::Io { op, what: what.to_string(), cause }
     }
 
     pub(super) fn document(what: &str, reason: impl Display) -> Self {
@@ -110,6 +110,6 @@ impl Error {
     }
 
     pub(super) fn in_layer(self, layer: &str) -> Self {
-        Self::Layer { layer: layer.to_owned(), source: Box::new(self) }
+        Self::Layer { layer: layer.to_owned(), cause: Box::new(self) }
     }
 }

@@ -20,19 +20,20 @@ mod unpack;
 
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::Sha256;
 
 pub use error::{Error, Result};
 use source::Source;
 pub use unpack::LeftOut;
+use unpack::Unpacked;
 
-use crate::store::Store;
 use crate::store::digest::{ChainId, DiffId, Digest, ImageId};
 use crate::store::images::ImageConfig;
-use crate::store::layers::Unpacked;
+use crate::store::layers::NewLayer;
 use crate::store::reference::Name;
+use crate::store::{Staging, Store};
 
 /// Largest manifest, index or config in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -51,7 +52,7 @@ pub enum Loaded {
 pub struct Report {
     /// The images, in the archive's order.
     pub images: Vec<Loaded>,
-    /// What an ordinary user's store cannot hold.
+    /// What the store's filesystem, or an ordinary user's store, cannot hold.
     pub left_out: LeftOut,
 }
 
@@ -98,80 +99,148 @@ fn load_source(store: &Store, source: &Source) -> Result<Report> {
     } else {
         return Err(Error::NoImage);
     };
-    let mut report = Report::default();
-    for plan in plans {
-        load_image(store, source, &plan, &mut report)?;
+    let mut load = Load { store, source, staged: Vec::new(), left_out: LeftOut::default() };
+    for plan in &plans {
+        load.stage_image(plan)?;
     }
-    Ok(report)
+    load.publish(&plans)
 }
 
-fn load_image(store: &Store, source: &Source, plan: &Plan, report: &mut Report) -> Result<()> {
-    let config =
-        ImageConfig::parse(&plan.config).map_err(|e| Error::document("image config", e))?;
-    let diffs = config.diff_ids().map_err(|e| Error::document("image config", e))?;
-    if diffs.len() != plan.layers.len() {
-        return Err(Error::LayerCount { config: diffs.len(), archive: plan.layers.len() });
-    }
-    let mut parent = None;
-    for (diff, blob) in diffs.into_iter().zip(&plan.layers) {
-        let chain = ChainId::upon(parent, diff);
-        load_layer(store, source, blob, (chain, parent, diff), report)?;
-        parent = Some(chain);
-    }
-    let id = store.add_image(&plan.config, &plan.names)?;
-    if plan.names.is_empty() {
-        report.images.push(Loaded::Unnamed(id));
-    }
-    report.images.extend(plan.names.iter().cloned().map(Loaded::Named));
-    Ok(())
+/// A load under way: everything is verified in staging directories before any of it shows.
+struct Load<'a> {
+    store: &'a Store,
+    source: &'a Source,
+    /// The layers that the store lacks, a stack's lower ones before its higher ones.
+    staged: Vec<StagedLayer>,
+    left_out: LeftOut,
 }
 
-/// Unpacks a layer, unless the store has it.
-fn load_layer(
-    store: &Store,
-    source: &Source,
-    blob: &LayerBlob,
-    (chain, parent, diff): (ChainId, Option<ChainId>, DiffId),
-    report: &mut Report,
-) -> Result<()> {
-    if store.has_chain(&chain) {
-        return Ok(());
-    }
-    if store.has_layer(&diff) {
-        return Ok(store.reuse_layer(chain, parent, diff)?);
-    }
-    let mut below = Vec::new();
-    let mut at = parent;
-    while let Some(chain) = at {
-        below.push(store.layer_dir(&chain)?);
-        at = store.parent_of(&chain)?;
-    }
-    let staging = store.staging()?;
-    let mut compressed = Hashing::new(source.open(&blob.path)?);
-    let mut plain = Hashing::new(compression::decoder(&mut compressed, &blob.path)?);
-    let done = unpack::unpack(&mut plain, &staging.path().join("diff"), &below)
-        .map_err(|e| e.in_layer(&blob.path))?;
-    let found = DiffId(plain.finish().map_err(|e| Error::io("read", &blob.path, e))?);
-    if found != diff {
-        return Err(Error::DiffId { layer: blob.path.clone(), expected: diff, found });
-    }
-    if let Some(expected) = blob.digest {
-        let found = compressed.finish().map_err(|e| Error::io("read", &blob.path, e))?;
-        if found != expected {
-            return Err(Error::Digest { what: blob.path.clone(), expected, found });
+/// A layer of a stack, verified, that the store's database lacks.
+struct StagedLayer {
+    chain: ChainId,
+    parent: Option<ChainId>,
+    diff: DiffId,
+    /// Where it was unpacked; `None` if the store has it for any stack to use.
+    unpacked: Option<(Staging, Unpacked)>,
+}
+
+impl Load<'_> {
+    fn stage_image(&mut self, plan: &Plan) -> Result<()> {
+        let config = ImageConfig::parse(&plan.config);
+        let config = config.map_err(|e| Error::document("image config", e))?;
+        let diffs = config.diff_ids().map_err(|e| Error::document("image config", e))?;
+        if diffs.len() != plan.layers.len() {
+            return Err(Error::LayerCount { config: diffs.len(), archive: plan.layers.len() });
         }
+        let mut parent = None;
+        for (diff, blob) in diffs.into_iter().zip(&plan.layers) {
+            let chain = ChainId::upon(parent, diff);
+            self.stage_layer(blob, chain, parent, diff)?;
+            parent = Some(chain);
+        }
+        Ok(())
     }
-    store.add_layer(&Unpacked {
-        staging: staging.path(),
-        diff,
-        chain,
-        parent,
-        size: done.size,
-        depends_on_parent: done.depends_on_parent,
-    })?;
-    let _ = staging.keep(); // it has moved into the store, or another load's layer took its place
-    report.left_out += done.left_out;
-    Ok(())
+
+    /// Verifies a layer, and unpacks it unless it is there already.
+    fn stage_layer(
+        &mut self,
+        blob: &LayerBlob,
+        chain: ChainId,
+        parent: Option<ChainId>,
+        diff: DiffId,
+    ) -> Result<()> {
+        let in_store = self.store.has_chain(&chain);
+        if in_store || self.staged.iter().any(|layer| layer.chain == chain) {
+            return self.read_layer(blob, diff, |_| Ok(()));
+        }
+        if self.store.has_layer(&diff) {
+            self.read_layer(blob, diff, |_| Ok(()))?;
+            self.staged.push(StagedLayer { chain, parent, diff, unpacked: None });
+            return Ok(());
+        }
+        let below = self.layers_below(parent)?;
+        let staging = self.store.staging()?;
+        let target = staging.path().join("diff");
+        let unpacked =
+            self.read_layer(blob, diff, |plain| unpack::unpack(plain, &target, &below))?;
+        self.left_out += unpacked.left_out;
+        self.staged.push(StagedLayer { chain, parent, diff, unpacked: Some((staging, unpacked)) });
+        Ok(())
+    }
+
+    /// Hands the layer's tar to `use_it` and verifies the digests of all of it.
+    fn read_layer<T>(
+        &self,
+        blob: &LayerBlob,
+        diff: DiffId,
+        use_it: impl FnOnce(&mut dyn Read) -> Result<T>,
+    ) -> Result<T> {
+        let failed = |e| Error::io("read", &blob.path, e);
+        let mut compressed = Hashing::new(self.source.open(&blob.path)?);
+        let mut plain = Hashing::new(compression::decoder(&mut compressed, &blob.path)?);
+        let used = use_it(&mut plain);
+        // Damage is the reason for whatever it led to: tell of it first.
+        let found = plain.finish();
+        if let Some(expected) = blob.digest {
+            let found = compressed.finish().map_err(failed)?;
+            if found != expected {
+                return Err(Error::Digest { what: blob.path.clone(), expected, found });
+            }
+        }
+        let found = DiffId(found.map_err(failed)?);
+        if found != diff {
+            return Err(Error::DiffId { layer: blob.path.clone(), expected: diff, found });
+        }
+        used.map_err(|e| e.in_layer(&blob.path))
+    }
+
+    /// Directories of the stack, the topmost first, in the store or staged.
+    fn layers_below(&self, mut at: Option<ChainId>) -> Result<Vec<PathBuf>> {
+        let mut dirs = Vec::new();
+        while let Some(chain) = at {
+            match self.staged.iter().find(|layer| layer.chain == chain) {
+                Some(layer) => {
+                    dirs.push(match &layer.unpacked {
+                        Some((staging, _)) => staging.path().join("diff"),
+                        None => self.store.diff_dir(&layer.diff),
+                    });
+                    at = layer.parent;
+                }
+                None => {
+                    dirs.push(self.store.layer_dir(&chain)?);
+                    at = self.store.parent_of(&chain)?;
+                }
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// Brings layers, then configs and names into the store.
+    fn publish(self, plans: &[Plan]) -> Result<Report> {
+        for layer in &self.staged {
+            let StagedLayer { chain, parent, diff, unpacked } = layer;
+            match unpacked {
+                None => self.store.reuse_layer(*chain, *parent, *diff)?,
+                Some((staging, unpacked)) => self.store.add_layer(&NewLayer {
+                    staging: staging.path(),
+                    diff: *diff,
+                    chain: *chain,
+                    parent: *parent,
+                    size: unpacked.size,
+                    depends_on_parent: unpacked.depends_on_parent,
+                })?,
+            }
+        }
+        let mut report = Report { images: Vec::new(), left_out: self.left_out };
+        for plan in plans {
+            let id = self.store.add_image(&plan.config, &plan.names)?;
+            if plan.names.is_empty() {
+                report.images.push(Loaded::Unnamed(id));
+            }
+            report.images.extend(plan.names.iter().cloned().map(Loaded::Named));
+        }
+        Ok(report)
+    }
 }
 
 /// Hashes what is read through it.

@@ -30,7 +30,9 @@ struct Descriptor {
 
 #[derive(Clone, Debug, Deserialize)]
 struct Platform {
+    #[serde(default)]
     architecture: String,
+    #[serde(default)]
     os: String,
     variant: Option<String>,
 }
@@ -65,7 +67,8 @@ impl Descriptor {
 
 impl Platform {
     fn is_here(&self) -> bool {
-        self.os == "linux" && self.architecture == host_architecture()
+        let says_nothing = self.os.is_empty() && self.architecture.is_empty();
+        says_nothing || self.os == "linux" && self.architecture == host_architecture()
     }
 
     fn shown(&self) -> String {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::compression::{self, read_full};
-use super::tar::{BLOCK, Kind, Reader};
+use super::tar::{BLOCK, Kind, Reader, begins_tar};
 use super::{Error, MAX_DOCUMENT, Result};
 use crate::store::digest::Digest;
 use crate::sys;
@@ -56,7 +56,7 @@ impl Source {
         let mut block = [0; BLOCK];
         let len =
             read_full(&mut plain, &mut block).map_err(|e| Error::io("read", "the archive", e))?;
-        if len < BLOCK || Reader::new(&block[..]).next_entry().is_err() {
+        if len < BLOCK || !begins_tar(&block) {
             return Err(Error::NotATar);
         }
         let mut whole = io::Cursor::new(block).chain(plain);

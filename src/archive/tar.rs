@@ -16,6 +16,8 @@ use crate::sys::Timestamp;
 pub const BLOCK: usize = 512;
 /// Largest pax header, GNU long name or long link in bytes.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// Largest size of an entry's data: what a file can have (off_t), less a block for padding.
+const MAX_SIZE: u64 = i64::MAX as u64 - BLOCK as u64;
 const XATTR_KEY: &[u8] = b"SCHILY.xattr.";
 
 /// What an entry is.
@@ -112,6 +114,7 @@ impl<R: Read> Reader<R> {
                 };
             };
             let size = number(&header[124..136]).and_then(|n| u64::try_from(n).ok());
+            let size = size.filter(|size| *size <= MAX_SIZE);
             let size = size.ok_or_else(|| Error::entry(&header_path(&header), "bad size"))?;
             match header[156] {
                 b'x' => self.read_extension(size)?.apply_pax(&mut pax)?,
@@ -126,8 +129,7 @@ impl<R: Read> Reader<R> {
                 b'K' => pax.link = Some(self.read_extension(size)?.until_nul()),
                 _ => {
                     let entry = entry(&header, size, pax)?;
-                    let data = if entry.kind == Kind::File { entry.size } else { size };
-                    self.start_data(data);
+                    self.start_data(entry.size);
                     return Ok(Some(entry));
                 }
             }
@@ -187,11 +189,6 @@ impl<R: Read> Reader<R> {
         }
         Ok(Extension(data))
     }
-
-    /// The stream itself, at wherever reading got to.
-    pub fn into_inner(self) -> R {
-        self.inner
-    }
 }
 
 /// Reads the data of the current entry; fails if the stream ends before it.
@@ -247,6 +244,9 @@ impl Pax {
         let bad = || Error::entry(key, "bad pax value");
         let text = || std::str::from_utf8(value).map_err(|_| bad());
         match key {
+            // An empty value takes back what a global header said (pax, "Extended Header").
+            b"path" if value.is_empty() => self.path = None,
+            b"linkpath" if value.is_empty() => self.link = None,
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link = Some(value.to_vec()),
             b"size" => self.size = Some(text()?.parse().map_err(|_| bad())?),
@@ -310,6 +310,10 @@ fn entry(header: &[u8; BLOCK], size: u64, pax: Pax) -> Result<Entry> {
         Some(time) => time,
         None => Timestamp { secs: field(136..148, "time")?, nanos: 0 },
     };
+    let data_size = pax.size.unwrap_or(size);
+    if data_size > MAX_SIZE {
+        return Err(bad("size"));
+    }
     let device = match kind {
         Kind::CharDevice | Kind::BlockDevice => {
             (id(329..337, "device number")?, id(337..345, "device number")?)
@@ -321,7 +325,8 @@ fn entry(header: &[u8; BLOCK], size: u64, pax: Pax) -> Result<Entry> {
         mode: field(100..108, "mode")? as u32 & 0o7777,
         uid: pax.uid.map_or_else(|| id(108..116, "uid"), Ok)?,
         gid: pax.gid.map_or_else(|| id(116..124, "gid"), Ok)?,
-        size: pax.size.unwrap_or(size),
+        // Only files have data: other entries' sizes are noise, as GNU tar and Go's take them.
+        size: if kind == Kind::File { data_size } else { 0 },
         mtime,
         device,
         link: pax.link.unwrap_or_else(|| until_nul(&header[157..257]).to_vec()),
@@ -363,6 +368,11 @@ fn number(field: &[u8]) -> Option<i64> {
     }
     let text = std::str::from_utf8(until_nul(field)).ok()?.trim_matches(' ');
     if text.is_empty() { Some(0) } else { i64::from_str_radix(text, 8).ok() }
+}
+
+/// Whether a stream that begins with this block is a tar: a header, or the end of an empty one.
+pub fn begins_tar(block: &[u8; BLOCK]) -> bool {
+    crate::sys::is_zero(block) || checksum_fits(block)
 }
 
 /// Sums the block with the checksum field taken as spaces; old tars summed signed bytes.
@@ -449,6 +459,25 @@ mod tests {
         let mut reader = Reader::new(&tar[..]);
         assert_eq!(reader.next_entry().unwrap().unwrap().size, 4);
         assert_eq!(reader.next_entry().unwrap().unwrap().path, b"after");
+    }
+
+    #[test]
+    fn only_files_have_data() {
+        let mut tar = Vec::new();
+        append(&mut tar, b'0', "file", b"data", b"");
+        append(&mut tar, b'1', "link", b"", b"");
+        let at = tar.len() - BLOCK;
+        tar[at + 124..at + 135].copy_from_slice(b"00000000005");
+        let mut header = tar::Header::from_byte_slice(&tar[at..]).clone();
+        header.set_cksum();
+        tar[at..].copy_from_slice(header.as_bytes());
+        append(&mut tar, b'0', "after", b"", b"");
+        let mut reader = Reader::new(&tar[..]);
+        let mut names = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            names.push(entry.path);
+        }
+        assert_eq!(names, [&b"file"[..], b"link", b"after"]);
     }
 
     #[test]

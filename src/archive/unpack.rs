@@ -8,7 +8,7 @@
 //! attributes of the merged directory of the layers below. So does a hard link to a file of
 //! a layer below, which is copied first. Both make the layer depend on its parent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
@@ -56,13 +56,15 @@ struct Unpacker<'a> {
     /// Directories of the layers below, the topmost first.
     below: &'a [PathBuf],
     is_root: bool,
-    /// Directories that the tar lists, or that took the attributes of those below.
+    /// By their real paths: directories that the tar lists or implies.
     directories: BTreeMap<Vec<u8>, DirAttributes>,
+    /// Device nodes that an ordinary user could not make.
+    missing_nodes: HashSet<Vec<u8>>,
     done: Unpacked,
 }
 
 /// Unpacks the tar `input` into the new directory `target`.
-pub(super) fn unpack(input: &mut impl Read, target: &Path, below: &[PathBuf]) -> Result<Unpacked> {
+pub(super) fn unpack(input: &mut dyn Read, target: &Path, below: &[PathBuf]) -> Result<Unpacked> {
     let failed = |e: std::io::Error| Error::io("make", target.display(), e);
     std::fs::create_dir(target).map_err(failed)?;
     let root = sys::open_dir(target).map_err(|e| failed(e.into()))?;
@@ -71,6 +73,7 @@ pub(super) fn unpack(input: &mut impl Read, target: &Path, below: &[PathBuf]) ->
         below,
         is_root: rustix::process::geteuid().is_root(),
         directories: BTreeMap::new(),
+        missing_nodes: HashSet::new(),
         done: Unpacked::default(),
     };
     let mut reader = Reader::new(input);
@@ -88,6 +91,10 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
         Some(at) => Some((&path[..at], &path[at + 1..])),
         None => Some((b"", path)),
     }
+}
+
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
 /// The path relative to the root, without `.` and empty components.
@@ -108,7 +115,7 @@ fn relative(path: &[u8]) -> Result<Vec<u8>> {
 }
 
 impl Unpacker<'_> {
-    fn add(&mut self, entry: &Entry, data: &mut impl Read) -> Result<()> {
+    fn add(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<()> {
         let path = relative(&entry.path)?;
         let Some((parent, name)) = split(&path) else {
             return self.add_root(entry);
@@ -116,7 +123,8 @@ impl Unpacker<'_> {
         if [&b".wh."[..], b".wh..", b".wh..."].contains(&name) {
             return Err(Error::entry(&path, "a whiteout of nothing"));
         }
-        let dir = self.directory(parent)?;
+        let (dir, parent) = self.directory(parent)?;
+        let path = join(&parent, name);
         let at = Place { dir: dir.as_fd(), name, path: &path };
         let is_dir = self.clear(&at, entry.kind)?;
         match entry.kind {
@@ -146,38 +154,58 @@ impl Unpacker<'_> {
         self.set_attributes(&at, object.as_fd(), entry)
     }
 
-    /// The directory under this path, symlinks followed inside the layer; made if missing.
-    fn directory(&mut self, path: &[u8]) -> Result<OwnedFd> {
-        if let Some(fd) = self.open_inside(path)? {
-            return Ok(fd);
+    /// The directory under this path and its real path: symlinks are followed inside the
+    /// layer, and what is missing is made.
+    fn directory(&mut self, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
+        match sys::open_beneath(self.root.as_fd(), path, sys::O_DIRECTORY) {
+            Ok(fd) => return Ok((fd, path.to_vec())),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(errno) => return Err(Error::io("open", path.escape_ascii(), errno.into())),
+        }
+        if let Some(found) = self.follow(path)? {
+            return Ok(found);
         }
         let (parent, name) = split(path).ok_or_else(|| Error::entry(path, "no root"))?;
-        let dir = self.directory(parent)?;
-        let at = Place { dir: dir.as_fd(), name, path };
+        let (dir, parent) = self.directory(parent)?;
+        let path = join(&parent, name);
+        let at = Place { dir: dir.as_fd(), name, path: &path };
         self.clear(&at, Kind::Directory)?;
         match rustix::fs::mkdirat(at.dir, name, Mode::RWXU) {
             Err(Errno::EXIST) => {}
             result => at.io("make directory", result)?,
         }
         let fd = at.io("open", sys::open_at(at.dir, name, sys::O_DIRECTORY))?;
-        self.inherit(path, fd.as_fd())?;
-        Ok(fd)
+        self.inherit(&path, fd.as_fd())?;
+        Ok((fd, path))
     }
 
     /// Opens a directory as a chroot into the layer would; `None` if it is not there.
-    fn open_inside(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
-        let path: &[u8] = if path.is_empty() { b"." } else { path };
+    fn follow(&self, path: &[u8]) -> Result<Option<(OwnedFd, Vec<u8>)>> {
+        let failed = |errno: Errno| Error::io("open", path.escape_ascii(), errno.into());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
-            Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(Error::io("open", path.escape_ascii(), errno.into())),
-        }
+        let fd = match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {
+                return Ok(None);
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let place = |fd: BorrowedFd<'_>| {
+            rustix::fs::readlink(sys::proc_path(fd), Vec::new()).map(std::ffi::CString::into_bytes)
+        };
+        let root = place(self.root.as_fd()).map_err(failed)?;
+        let real = place(fd.as_fd()).map_err(failed)?;
+        let inside = real.strip_prefix(&root[..]).ok_or_else(|| failed(Errno::XDEV))?;
+        let inside = inside.strip_prefix(b"/").unwrap_or(inside).to_vec();
+        Ok(Some((fd, inside)))
     }
 
     /// Gives an implied directory the attributes of the merged one below, else 0755 and 1970.
+    ///
+    /// Upon another stack it would be given others: the layer is not self-contained.
     fn inherit(&mut self, path: &[u8], fd: BorrowedFd<'_>) -> Result<()> {
+        self.done.depends_on_parent = true;
         let mut attributes = DirAttributes { mode: 0o755, mtime: Timestamp::default() };
         if let Some(below) = self.find_below(path)?
             && let Ok(stat) = sys::fstat(&below)
@@ -187,7 +215,6 @@ impl Unpacker<'_> {
             self.chown(fd, stat.uid, stat.gid)?;
             copy_xattrs(below.as_fd(), fd)
                 .map_err(|e| Error::io("copy xattrs to", path.escape_ascii(), e.into()))?;
-            self.done.depends_on_parent = true;
         }
         self.directories.insert(path.to_vec(), attributes);
         Ok(())
@@ -227,7 +254,7 @@ impl Unpacker<'_> {
         Ok(false)
     }
 
-    fn add_file(&mut self, at: &Place<'_>, entry: &Entry, data: &mut impl Read) -> Result<()> {
+    fn add_file(&mut self, at: &Place<'_>, entry: &Entry, data: &mut dyn Read) -> Result<()> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(at.dir, at.name, flags, Mode::RUSR | Mode::WUSR);
@@ -251,7 +278,12 @@ impl Unpacker<'_> {
         let target = relative(&entry.link)?;
         let missing = || Error::entry(&entry.path, "a hard link to nothing");
         let (parent, name) = split(&target).ok_or_else(missing)?;
-        let dir = self.directory(parent)?;
+        let (dir, parent) = self.directory(parent)?;
+        let target = join(&parent, name);
+        if self.missing_nodes.contains(&target) {
+            self.missing_nodes.insert(at.path.to_vec());
+            return Ok(());
+        }
         let object = match sys::open_at(dir.as_fd(), name, sys::O_PATH) {
             Ok(object) => object,
             Err(Errno::NOENT) => {
@@ -307,13 +339,15 @@ impl Unpacker<'_> {
         match rustix::fs::mknodat(at.dir, at.name, kind, Mode::RUSR | Mode::WUSR, device) {
             Err(Errno::PERM) if !self.is_root => {
                 self.done.left_out.devices += 1;
+                self.missing_nodes.insert(at.path.to_vec());
                 Ok(false)
             }
             result => at.io("make node", result).map(|()| true),
         }
     }
 
-    /// Owner, mode, xattrs, times; of a directory mode and time come last of all.
+    /// Owner, xattrs, mode, times; of a directory mode and time come last of all. (chown(2)
+    /// drops capabilities, so it is first; an ordinary user cannot give a read-only file xattrs.)
     fn set_attributes(
         &mut self,
         at: &Place<'_>,
@@ -321,19 +355,18 @@ impl Unpacker<'_> {
         entry: &Entry,
     ) -> Result<()> {
         self.chown(object, entry.uid, entry.gid)?;
+        for (name, value) in &entry.xattrs {
+            self.set_xattr(at, object, entry.kind, name, value)?;
+        }
         if entry.kind == Kind::Directory {
             let attributes = DirAttributes { mode: entry.mode, mtime: entry.mtime };
             self.directories.insert(at.path.to_vec(), attributes);
-        } else if entry.kind != Kind::Symlink {
+            return Ok(());
+        }
+        if entry.kind != Kind::Symlink {
             at.io("chmod", chmod(object, entry.mode))?;
         }
-        for (name, value) in &entry.xattrs {
-            self.set_xattr(at, object, name, value)?;
-        }
-        if entry.kind != Kind::Directory {
-            at.io("set times of", set_mtime(object, entry.mtime))?;
-        }
-        Ok(())
+        at.io("set times of", set_mtime(object, entry.mtime))
     }
 
     fn chown(&mut self, object: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
@@ -351,24 +384,25 @@ impl Unpacker<'_> {
         &mut self,
         at: &Place<'_>,
         object: BorrowedFd<'_>,
+        kind: Kind,
         name: &[u8],
         value: &[u8],
     ) -> Result<()> {
         if private_xattr::is_private(name) {
-            log::warn!(
-                "{}: the layer's {} is private to unions: left out",
-                at.shown(),
-                name.escape_ascii()
-            );
+            let (path, name) = (at.shown(), name.escape_ascii());
+            log::warn!("{path}: the layer's {name} is private to unions: left out");
             return Ok(());
         }
+        // Linux has user.* on files and directories alone (xattr(7)).
+        let impossible =
+            name.starts_with(b"user.") && !matches!(kind, Kind::File | Kind::Directory);
         match sys::set_xattr(object, name, value, 0) {
-            Err(Errno::PERM | Errno::OPNOTSUPP) if !self.is_root => {
-                self.done.left_out.xattrs += 1;
-                Ok(())
-            }
-            result => at.io("set xattr of", result),
+            Err(Errno::OPNOTSUPP) => {}
+            Err(Errno::PERM) if impossible || !self.is_root => {}
+            result => return at.io("set xattr of", result),
         }
+        self.done.left_out.xattrs += 1;
+        Ok(())
     }
 
     /// Sets what directories are to have, the deepest first, and syncs the layer.
@@ -378,8 +412,9 @@ impl Unpacker<'_> {
             self.inherit(b"", root.as_fd())?;
         }
         for (path, attributes) in self.directories.iter().rev() {
-            let Ok(fd) = sys::open_beneath(self.root.as_fd(), path, sys::O_PATH) else {
-                continue; // replaced by a symlink since
+            let fd = match sys::open_beneath(self.root.as_fd(), path, sys::O_PATH) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue, // replaced since
+                result => result.map_err(|e| Error::io("open", path.escape_ascii(), e.into()))?,
             };
             let set = chmod(fd.as_fd(), attributes.mode)
                 .and_then(|()| set_mtime(fd.as_fd(), attributes.mtime));

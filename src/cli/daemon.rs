@@ -33,17 +33,37 @@ pub(super) fn default_threads() -> usize {
 /// What the parent reads when the tree is there.
 const READY: &[u8] = b"\0";
 
-/// Mounts, and serves in the foreground or in a daemon.
-pub(super) fn start(plan: Plan) -> anyhow::Result<()> {
+/// A tree that is there.
+#[derive(Debug)]
+pub(super) enum Started {
+    /// A daemon serves it.
+    Daemon,
+    /// This process has to.
+    Foreground(Mounted),
+}
+
+impl Started {
+    /// Serves the tree in the foreground, if that was asked for.
+    pub(super) fn serve(self) -> anyhow::Result<()> {
+        match self {
+            Self::Daemon => Ok(()),
+            Self::Foreground(mounted) => mounted.serve().context("serve the mount"),
+        }
+    }
+}
+
+/// Mounts, in the foreground or in a daemon; the tree is there when it returns.
+pub(super) fn start(plan: Plan) -> anyhow::Result<Started> {
     if plan.foreground {
-        return mount(plan)?.serve().context("serve the mount");
+        return Ok(Started::Foreground(mount(plan)?));
     }
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("start the daemon")?;
     match sys::fork().context("start the daemon")? {
         Forked::Parent(_) => {
             drop(writer);
-            wait_until_ready(reader)
+            wait_until_ready(reader)?;
+            Ok(Started::Daemon)
         }
         Forked::Child => {
             drop(reader);

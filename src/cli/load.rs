@@ -18,6 +18,7 @@ pub(super) struct Args {
 /// Runs `plyfs load`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
+    let mut said = Ok(());
     for file in &args.files {
         let report = if file.as_os_str() == "-" {
             archive::load(&store, std::io::stdin().lock()).context("stdin")
@@ -28,11 +29,15 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
             match loaded {
                 Loaded::Named(name) => super::say(format_args!("Loaded image: {name}")),
                 Loaded::Unnamed(id) => super::say(format_args!("Loaded image ID: {id}")),
-            }?;
+            }
+            .or_else(|error| {
+                said = Err(error); // what was asked for goes on
+                anyhow::Ok(())
+            })?;
         }
         if !report.left_out.is_empty() {
-            eprintln!("plyfs: note: not root, so the store keeps no {}", report.left_out);
+            eprintln!("plyfs: note: what cannot be set here is left out: {}", report.left_out);
         }
     }
-    Ok(())
+    said
 }

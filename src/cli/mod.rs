@@ -18,6 +18,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use exit::Exit;
@@ -73,6 +74,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr()
+                && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            {
+                eprintln!("plyfs: {} (see plyfs --help)", in_one_line(&error.to_string()));
+                return Exit::Usage.into();
+            }
             let code = if error.use_stderr() { Exit::Usage } else { Exit::Success };
             let _ = error.print(); // stdout or stderr is gone: the exit code remains
             return code.into();
@@ -94,6 +101,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// What a usage error says before its blank line: the mistake, without the advice.
+fn in_one_line(error: &str) -> String {
+    let mistake = error.split("\n\n").next().unwrap_or(error);
+    let words: Vec<_> = mistake.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
 /// One line for the user, with the causes, and the exit code.
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
@@ -101,7 +115,9 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         // `plyfs images | head -1`: the reader has what it wanted.
         Err(error) if is_broken_pipe(&error) => Exit::Success.into(),
         Err(error) => {
-            eprintln!("plyfs: {error:#}");
+            // One line, and nothing that a terminal would obey: names come from archives.
+            let line = format!("{error:#}");
+            eprintln!("plyfs: {}", line.chars().flat_map(escape_control).collect::<String>());
             Exit::Failure.into()
         }
     }
@@ -110,14 +126,13 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
 /// Prints a line of the result.
 fn say(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_fmt(line)?;
-    Ok(stdout.write_all(b"\n")?)
+    let written = stdout.write_fmt(line).and_then(|()| stdout.write_all(b"\n"));
+    written.map_err(|cause| anyhow::Error::new(cause).context("print the result"))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let pipe = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.root_cause().downcast_ref::<std::io::Error>().is_some_and(pipe)
 }
 
 /// Where the store is, by the command line, else by who asks.

@@ -10,7 +10,6 @@ use super::mount_options::{Call, Options};
 use crate::fuse::{Allow, FS_TYPE, MountConfig, MountFlag};
 use crate::overlay::{MountOptions, UpperOptions};
 use crate::store::Store;
-use crate::store::containers::Container;
 
 /// Arguments of `plyfs mount`.
 #[derive(Debug, clap::Args)]
@@ -66,7 +65,7 @@ fn mount_directories(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
         options.upper = Some(UpperOptions { upper: upper.clone(), work: work.clone() });
     }
     let source = args.lower[0].to_string_lossy().into_owned();
-    daemon::start(plan(args, options, source, mountpoint))
+    daemon::start(plan(args, options, source, mountpoint))?.serve()
 }
 
 fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> anyhow::Result<()> {
@@ -77,27 +76,20 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
     options.volatile = args.volatile;
     if args.read_only {
-        return daemon::start(plan(args, options, asked.to_owned(), mountpoint));
+        return daemon::start(plan(args, options, asked.to_owned(), mountpoint))?.serve();
     }
     let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
     options.upper = Some(UpperOptions { upper: container.upper(), work: container.work() });
-    let result = check_layers(&options).and_then(|()| {
-        start_container(plan(args, options, asked.to_owned(), mountpoint), &container)
-    });
-    if result.is_err() && is_new {
+    let plan = plan(args, options, asked.to_owned(), mountpoint);
+    let started = check_layers(&plan.options).and_then(|()| daemon::start(plan));
+    if started.is_err() && is_new {
         store.remove_container(&container).context("remove the unused writable layer")?;
     }
-    result
-}
-
-/// Mounts a container; its name is the result, once the tree is there.
-fn start_container(plan: Plan, container: &Container) -> anyhow::Result<()> {
-    if plan.foreground {
-        super::say(format_args!("{}", container.name))?;
-        return daemon::start(plan);
-    }
-    daemon::start(plan)?;
-    super::say(format_args!("{}", container.name))
+    let started = started?;
+    // The tree is there, whether or not its name can be printed.
+    let said = super::say(format_args!("{}", container.name));
+    started.serve()?;
+    said
 }
 
 fn check_layers(options: &MountOptions) -> anyhow::Result<()> {
@@ -135,14 +127,14 @@ fn config(source: String, flags: Vec<MountFlag>, allow: Option<Allow>) -> MountC
 /// Refuses a mountpoint that is not a directory, or has a plyfs mount already.
 fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
     let shown = mountpoint.display();
-    let absolute = match mountpoint.canonicalize() {
-        Ok(absolute) => absolute,
+    let found = mountpoint.canonicalize().and_then(|at| Ok((at.metadata()?.is_dir(), at)));
+    let (is_dir, absolute) = match found {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             bail!("mountpoint {shown}: a dead mount is there; unmount it first (plyfs umount)")
         }
-        Err(error) => return Err(error).with_context(|| format!("mountpoint {shown}")),
+        result => result.with_context(|| format!("mountpoint {shown}"))?,
     };
-    if !absolute.is_dir() {
+    if !is_dir {
         bail!("mountpoint {shown}: not a directory");
     }
     if super::umount::is_mounted(&absolute, FS_TYPE) {
@@ -170,10 +162,11 @@ pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
     if options.upper.is_none() && !flags.contains(&MountFlag::ReadOnly) {
         flags.push(MountFlag::ReadOnly);
     }
-    daemon::start(Plan {
+    let plan = Plan {
         options,
         mountpoint: call.mountpoint,
         config: config(source, flags, allow),
         foreground: call.foreground,
-    })
+    };
+    daemon::start(plan)?.serve()
 }

@@ -1,5 +1,6 @@
 //! `plyfs ps`.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::daemon::mountpoint_of;
@@ -34,6 +35,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
             super::say(format_args!("{:name$}   {:image$}   MOUNTED ON", "NAME", "IMAGE"))?;
             for (container, mounted_on) in &rows {
                 let on = if mounted_on.is_empty() { "-" } else { mounted_on };
+                let on = super::shown(OsStr::new(on));
                 let (own, of) = (&container.name, &container.image);
                 super::say(format_args!("{own:name$}   {of:image$}   {on}"))?;
             }

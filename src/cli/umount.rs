@@ -1,5 +1,6 @@
 //! `plyfs umount`.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     for mountpoint in &args.mountpoint {
         // A dead mount (ENOTCONN) cannot be resolved, but its path is still the mountpoint.
         let absolute = mountpoint.canonicalize().or_else(|_| std::path::absolute(mountpoint))?;
-        if !is_mounted(&absolute, "") {
-            anyhow::bail!("unmount {}: not mounted", mountpoint.display());
+        if !is_mounted(&absolute, fuse::FS_TYPE) {
+            anyhow::bail!("unmount {}: no plyfs tree is mounted there", mountpoint.display());
         }
         fuse::unmount(&absolute, args.lazy)?;
         let give_up = Instant::now() + PATIENCE;
@@ -36,39 +37,37 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a filesystem whose type begins with `fs_type` is mounted on this absolute path.
+/// Whether a filesystem of this type is mounted on this absolute path.
 pub(super) fn is_mounted(absolute: &Path, fs_type: &str) -> bool {
-    let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else {
+    let Ok(table) = std::fs::read("/proc/self/mountinfo") else {
         return false;
     };
-    table.lines().any(|line| {
-        let mut fields = line.split(' ');
+    table.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
         let mountpoint = fields.nth(4).map(unescape_octal);
-        let on_type = fields.skip_while(|field| *field != "-").nth(1);
-        mountpoint.is_some_and(|path| Path::new(&path) == absolute)
-            && on_type.is_some_and(|on| on.starts_with(fs_type))
+        let on_type = fields.skip_while(|field| *field != b"-").nth(1);
+        mountpoint.is_some_and(|path| path == absolute.as_os_str().as_bytes())
+            && on_type == Some(fs_type.as_bytes())
     })
 }
 
 /// Undoes the mount table's `\ooo` for space, tab, newline and backslash (proc(5)).
-fn unescape_octal(field: &str) -> String {
-    let mut plain = String::new();
+fn unescape_octal(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some(at) = rest.find('\\') {
-        plain.push_str(&rest[..at]);
-        let code = rest.get(at + 1..at + 4).and_then(|d| u8::from_str_radix(d, 8).ok());
-        match code {
-            Some(code) => {
-                plain.push(char::from(code));
-                rest = &rest[at + 4..];
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(code) if *byte == b'\\' => {
+                plain.push(code);
+                rest = &after[3..];
             }
-            None => {
-                plain.push('\\');
-                rest = &rest[at + 1..];
+            _ => {
+                plain.push(*byte);
+                rest = after;
             }
         }
     }
-    plain.push_str(rest);
     plain
 }
 
@@ -78,15 +77,15 @@ mod tests {
 
     #[test]
     fn the_mount_table_escapes_spaces() {
-        assert_eq!(unescape_octal(r"/a\040b\134c"), r"/a b\c");
-        assert_eq!(unescape_octal(r"/plain"), "/plain");
-        assert_eq!(unescape_octal(r"/odd\9"), r"/odd\9");
+        assert_eq!(unescape_octal(br"/a\040b\134c"), br"/a b\c");
+        assert_eq!(unescape_octal(br"/plain"), b"/plain");
+        assert_eq!(unescape_octal(br"/odd\9"), br"/odd\9");
     }
 
     #[test]
     fn what_is_mounted_is_seen() {
         assert!(is_mounted(Path::new("/proc"), "proc"));
         assert!(!is_mounted(Path::new("/proc"), "fuse.plyfs"));
-        assert!(!is_mounted(Path::new("/proc/self"), ""));
+        assert!(!is_mounted(Path::new("/proc/self"), "proc"));
     }
 }

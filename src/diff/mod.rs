@@ -41,12 +41,12 @@ pub enum Error {
     #[error(transparent)]
     Layers(#[from] crate::layers::Error),
     /// The layers below cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Before {
         /// Where, escaped.
         path: String,
         /// What failed.
-        source: crate::overlay::Error,
+        cause: crate::overlay::Error,
     },
     /// Upper cannot be read.
     #[error("read upper's {path}: {errno}")]
@@ -125,7 +125,7 @@ impl Walk<'_> {
                     gone.push(entry.name.clone());
                     true
                 })
-                .map_err(|source| self.before_error(path, source))?;
+                .map_err(|cause| self.before_error(path, cause))?;
         }
         for name in gone {
             let at = [path, &b"/"[..], &name].concat();
@@ -147,12 +147,12 @@ impl Walk<'_> {
         match self.before.lookup(dir, name) {
             Ok(attr) => Ok(Some((attr.ino, attr.kind))),
             Err(crate::overlay::Error::NotFound) => Ok(None),
-            Err(source) => Err(self.before_error(path, source)),
+            Err(cause) => Err(self.before_error(path, cause)),
         }
     }
 
-    fn before_error(&self, path: &[u8], source: crate::overlay::Error) -> Error {
-        Error::Before { path: path.escape_ascii().to_string(), source }
+    fn before_error(&self, path: &[u8], cause: crate::overlay::Error) -> Error {
+        Error::Before { path: path.escape_ascii().to_string(), cause }
     }
 }
 

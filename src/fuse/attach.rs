@@ -63,9 +63,9 @@ impl MountFlag {
 
 /// The mountpoint's absolute path, if it is a directory.
 pub(super) fn check_mountpoint(path: &Path) -> Result<PathBuf, Error> {
-    let error = |source| Error::Mountpoint { path: path.display().to_string(), source };
+    let error = |cause| Error::Mountpoint { path: path.display().to_string(), cause };
     let absolute = path.canonicalize().map_err(error)?;
-    if !absolute.is_dir() {
+    if !absolute.metadata().map_err(error)?.is_dir() {
         return Err(error(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
     Ok(absolute)

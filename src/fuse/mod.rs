@@ -35,12 +35,12 @@ pub enum Error {
     #[error("no permission to open /dev/fuse (it is usually mode 0666; here it is not)")]
     DeviceDenied,
     /// The mountpoint is not a usable directory.
-    #[error("mountpoint {path}: {source}")]
+    #[error("mountpoint {path}: {cause}")]
     Mountpoint {
         /// The mountpoint.
         path: String,
         /// What is wrong with it.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel, or fusermount3 for an ordinary user, refused.
     #[error("mount on {path}: {message}")]
@@ -87,8 +87,20 @@ pub struct MountConfig {
 /// A union that is mounted and waits to be served.
 #[derive(Debug)]
 pub struct Mounted {
-    session: Session<Ops>,
+    /// Taken when it is served.
+    session: Option<Session<Ops>>,
     mountpoint: PathBuf,
+}
+
+/// Nobody would serve it any more: takes it away again.
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.session.take().is_some()
+            && let Err(error) = unmount(&self.mountpoint, true)
+        {
+            log::warn!("{error}");
+        }
+    }
 }
 
 /// Mounts `overlay` on the directory `mountpoint`. Requests wait until [`Mounted::serve`].
@@ -103,16 +115,16 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
     let session = attach::attach(Ops { overlay }, &mountpoint, config, session_config)?;
-    Ok(Mounted { session, mountpoint })
+    Ok(Mounted { session: Some(session), mountpoint })
 }
 
 impl Mounted {
     /// Answers the kernel until the tree is unmounted, by whomever; SIGTERM, SIGINT and
     /// SIGHUP unmount it.
-    pub fn serve(self) -> io::Result<()> {
+    pub fn serve(mut self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let handle = signals.handle();
-        let mountpoint = self.mountpoint;
+        let mountpoint = self.mountpoint.clone();
         let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
             for _ in &mut signals {
                 if let Err(error) = unmount(&mountpoint, true) {
@@ -120,7 +132,7 @@ impl Mounted {
                 }
             }
         })?;
-        let result = self.session.run();
+        let result = self.session.take().map_or(Ok(()), Session::run);
         handle.close();
         if watcher.join().is_err() {
             log::error!("the signal thread panicked");

@@ -496,7 +496,7 @@ impl Filesystem for Ops {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -504,7 +504,8 @@ impl Filesystem for Ops {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let result = self.overlay.fallocate(convert::ino(ino), mode, offset, length);
+        let how = WriteFlags { kill_suidgid: req.uid() != 0 };
+        let result = self.overlay.fallocate(convert::ino(ino), mode, offset, length, how);
         reply_empty(reply, "fallocate", &result);
     }
 
@@ -527,7 +528,7 @@ impl Filesystem for Ops {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -541,7 +542,8 @@ impl Filesystem for Ops {
         let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let result = self.overlay.copy_range(from, offset_in, to, offset_out, len);
+        let how = WriteFlags { kill_suidgid: req.uid() != 0 };
+        let result = self.overlay.copy_range(from, offset_in, to, offset_out, len, how);
         reply_written(reply, "copy_file_range", &result);
     }
 }

@@ -88,6 +88,9 @@ impl Index {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
         let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
+        // A torn last record would put all that follow it out of step.
+        let size = sys::fstat(&log)?.size;
+        rustix::fs::ftruncate(&log, size - size % RECORD as u64)?;
         Ok(Self { dir, log: log.into(), known: Mutex::new(known) })
     }
 
@@ -295,7 +298,11 @@ mod tests {
         let opened = File::open(&file).unwrap();
         index.link(opened.as_fd(), Ino(77)).unwrap();
         assert_eq!(index.record_device(&stat).is_ok(), stat.btime.is_some());
+        (&index.log).write_all(b"torn").unwrap();
         drop(index);
+        let torn = Index::open(fd.as_fd()).unwrap();
+        torn.set_left(Ino(78), 9).unwrap();
+        drop(torn);
 
         let again = Index::open(fd.as_fd()).unwrap();
         if stat.btime.is_some() {
@@ -305,7 +312,7 @@ mod tests {
         let reborn = Stat { btime: Some(Timestamp { secs: 1, nanos: 1 }), ..stat };
         assert_eq!(again.origin(&reborn), None);
         assert!(!again.is_device(&reborn));
-        assert_eq!(again.left(Ino(77)), Some(3));
+        assert_eq!((again.left(Ino(77)), again.left(Ino(78))), (Some(3), Some(9)));
         assert!(again.is_linked(Ino(77)));
         again.unlink(Ino(77)).unwrap();
         assert!(!Index::open(fd.as_fd()).unwrap().is_linked(Ino(77)));

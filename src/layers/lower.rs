@@ -8,17 +8,29 @@ use super::{Error, marks::NAME_MAX};
 use crate::sys::{self, FileType, Stat};
 
 /// One read-only layer: an open directory.
+///
+/// What is mounted inside it is no part of the layer, as with the kernel's overlayfs: the
+/// union's own mountpoint may lie there. Where the caller may, the layer is opened as a
+/// private mount of its own, which has nothing mounted inside.
 #[derive(Debug)]
 pub struct Lower {
     root: OwnedFd,
     path: PathBuf,
+    is_private: bool,
 }
 
 impl Lower {
     /// Opens the layer at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let root = sys::open_dir(path).map_err(Error::io("open lower", path))?;
-        Ok(Self { root, path: path.to_owned() })
+        let opened = sys::open_dir(path).map_err(Error::io("open lower", path))?;
+        let private = sys::clone_mount(opened.as_fd()).ok();
+        let is_private = private.is_some();
+        Ok(Self { root: private.unwrap_or(opened), path: path.to_owned(), is_private })
+    }
+
+    /// Whether nothing can be mounted inside; else a name may lead to another filesystem.
+    pub fn is_private(&self) -> bool {
+        self.is_private
     }
 
     /// The layer's root directory.

@@ -51,6 +51,14 @@ pub enum Error {
         /// The workdir.
         work: String,
     },
+    /// A lower layer would be written: upper or workdir overlaps it.
+    #[error("{place} overlaps the lower layer {lower}, which must never be written")]
+    Overlap {
+        /// Upper or workdir.
+        place: String,
+        /// The lower layer.
+        lower: String,
+    },
     /// Another mount holds the upper layer.
     #[error("upper {upper} is in use: {holder}")]
     Busy {

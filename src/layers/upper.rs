@@ -47,7 +47,6 @@ impl Upper {
         check_places(upper, &root, work, &work_fd)?;
         let locks = (take_lock(upper, work, &work_fd, holder)?, lock_upper(upper, &root)?);
         let tmp = open_tmp(&work_fd).map_err(Error::io("prepare workdir", work))?;
-        probe_writable(&root, upper)?;
         let index = Index::open(work_fd.as_fd()).map_err(Error::io("open the index in", work))?;
         Ok(Self { root, tmp, index, next_temp: AtomicU64::new(0), _locks: locks })
     }
@@ -200,12 +199,9 @@ fn take_lock(upper: &Path, work: &Path, work_fd: &OwnedFd, holder: &str) -> Resu
     let fd = rustix::fs::openat(work_fd, "lock", flags, Mode::RUSR | Mode::WUSR)
         .map_err(Error::io("write workdir", work))?;
     let mut file = File::from(fd);
-    let give_up = Instant::now() + LOCK_PATIENCE;
-    while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        if errno != Errno::WOULDBLOCK {
-            return Err(Error::io("lock workdir", work)(errno));
-        }
-        if Instant::now() > give_up {
+    match wait_for_lock(&file) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder); // only to say who: the refusal stands
             return Err(Error::Busy {
@@ -213,7 +209,7 @@ fn take_lock(upper: &Path, work: &Path, work_fd: &OwnedFd, holder: &str) -> Resu
                 holder: holder.trim_end().to_owned(),
             });
         }
-        std::thread::sleep(LOCK_POLL);
+        Err(errno) => return Err(Error::io("lock workdir", work)(errno)),
     }
     let written =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{holder}"));
@@ -260,13 +256,37 @@ fn open_tmp(work: &OwnedFd) -> sys::Result<OwnedFd> {
     for entry in sys::read_dir(tmp.as_fd())? {
         remove_tree(tmp.as_fd(), &entry.name)?;
     }
+    // What is built here must not inherit the workdir's ACL.
+    for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+        match sys::remove_xattr(tmp.as_fd(), acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
     Ok(tmp)
 }
 
-/// Fails now, at mount, if upper cannot be written; the workdir was written already.
-fn probe_writable(root: &OwnedFd, upper: &Path) -> Result<(), Error> {
-    rustix::fs::accessat(root, c".", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS)
-        .map_err(Error::io("write upper", upper))
+/// Takes the lock of a workdir, waiting a moment for a daemon that is just ending; `None` if
+/// it was never mounted. EWOULDBLOCK if it is held.
+pub fn try_lock(work: &Path) -> sys::Result<Option<File>> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(work.join("lock"), flags, Mode::empty());
+    let Some(fd) = opened.ignoring(Errno::NOENT)? else {
+        return Ok(None);
+    };
+    let file = File::from(fd);
+    wait_for_lock(&file)?;
+    Ok(Some(file))
+}
+
+fn wait_for_lock(file: &File) -> sys::Result<()> {
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < give_up => std::thread::sleep(LOCK_POLL),
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]

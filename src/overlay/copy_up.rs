@@ -150,33 +150,52 @@ impl Overlay {
         let index = self.upper()?.index();
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
-                return self.keep_nameless(inode, copy);
+                return self.keep_nameless(inode, lower, copy);
             };
+            self.copy_up_ancestors(&parent)?; // it may not be the link that the copy began for
             let mut names = parent.dir.write();
             if !inode.state.read().links.iter().any(|link| link.is(&parent, &name)) {
                 continue; // removed or renamed since
             }
             index.record_origin(&copy.stat, inode.ino).context("record origin", &name)?;
-            if lower.nlink > 1 && !inode.is_dir() {
-                index.link(copy.fd.as_fd(), inode.ino).context("link into index", &name)?;
-                let left = index.left(inode.ino).unwrap_or(lower.nlink).saturating_sub(1);
-                index.set_left(inode.ino, left).context("record links", &name)?;
-            }
+            // Counted down only when it is so: too many names lose nothing, too few would.
+            let left = self.stand_for(inode, lower, &copy)?;
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
             copy.temp.publish(dir.as_fd(), &name).context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
             inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held: None });
             note_in_upper(names.as_deref_mut(), self, &name);
+            if let Some(left) = left {
+                best_effort("record links", index.set_left(inode.ino, left.saturating_sub(1)));
+            }
             return Ok(());
         }
     }
 
-    /// The file was deleted, or never found a name, while it was copied: its copy lives on
-    /// without one.
-    fn keep_nameless(&self, inode: &Inode, copy: Copy<'_>) -> Result<()> {
+    /// Makes the copy stand for all names of a lower file that has several; how many of them
+    /// still lie in the layer.
+    fn stand_for(&self, inode: &Inode, lower: &Stat, copy: &Copy<'_>) -> Result<Option<u32>> {
+        if lower.nlink <= 1 || inode.is_dir() {
+            return Ok(None);
+        }
+        let index = self.upper()?.index();
+        let left = index.left(inode.ino).unwrap_or(lower.nlink);
+        index.set_left(inode.ino, left).context("record links", b"")?;
+        index.link(copy.fd.as_fd(), inode.ino).context("link into index", b"")?;
+        Ok(Some(left))
+    }
+
+    /// The file has lost all names that are known, or never had one: its copy lives on
+    /// without one, and for names of it that are not known.
+    fn keep_nameless(&self, inode: &Inode, lower: &Stat, copy: Copy<'_>) -> Result<()> {
         if inode.is_dir() || inode.ino == Ino::ROOT {
             return Err(Error::NotFound);
+        }
+        let index = self.upper()?.index();
+        if index.left(inode.ino).unwrap_or(lower.nlink) > 0 {
+            index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
+            self.stand_for(inode, lower, &copy)?;
         }
         let held = Some(Arc::new(copy.fd));
         inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held });
@@ -199,7 +218,7 @@ fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
 }
 
 /// A copy-up is no change of the directory that it happens in.
-fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
+pub(super) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
     attr::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
 }
 

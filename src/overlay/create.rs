@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use smallvec::SmallVec;
 
 use super::attr::{self, Attr, Owner};
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Result, best_effort};
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
 use super::{Overlay, check_new_name};
@@ -107,13 +107,14 @@ impl Overlay {
         let dir = self.upper_dir(&parent)?;
         let site = self.site(&parent, dir.as_fd(), name)?;
         self.make(&site, node)?;
-        if site.whiteout {
-            self.upper()?.drop_whiteout(site.dir, name).context("drop whiteout", name)?;
-        }
         let stat = sys::statx_at(site.dir, name).context("stat", name)?;
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
         let inode = self.intern_new(&parent, name, &stat);
-        self.attr_of(&inode, Some(stat))
+        if site.whiteout {
+            // One that stays hides nothing of its own layer.
+            best_effort("drop whiteout", self.upper()?.drop_whiteout(site.dir, name));
+        }
+        self.counted_attr(inode, Some(stat))
     }
 
     /// Gives an inode another name and counts a reference to it.
@@ -134,13 +135,13 @@ impl Overlay {
         let whiteout = self.prepare_name(&parent, dir.as_fd(), name)?;
         let object = self.object(&inode)?;
         sys::link_fd(object.as_fd(), dir.as_fd(), name).context("link", name)?;
-        if whiteout {
-            self.upper()?.drop_whiteout(dir.as_fd(), name).context("drop whiteout", name)?;
-        }
         names.insert(&self.hashing, Entry::upper(name, inode.kind, whiteout));
         inode.add_link(&parent, name);
+        if whiteout {
+            best_effort("drop whiteout", self.upper()?.drop_whiteout(dir.as_fd(), name));
+        }
         self.inodes.count_lookup(&inode);
-        self.attr_of(&inode, None)
+        self.counted_attr(inode, None)
     }
 
     fn site<'a>(

@@ -1,7 +1,7 @@
 //! A file's data: read, write, sync, allocate, seek. All addressed by inode; a lower file is
 //! copied up at the first write.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -52,6 +52,7 @@ impl Overlay {
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
+        drop_privileges(&fd, flags)?;
         let mut done = 0;
         while done < data.len() {
             match rustix::io::pwrite(&fd, &data[done..], offset + done as u64) {
@@ -61,13 +62,10 @@ impl Overlay {
                 Err(_) => break,
             }
         }
-        if flags.kill_suidgid {
-            drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
-        }
         Ok(done)
     }
 
-    fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<std::os::fd::OwnedFd>> {
+    fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         self.copy_up(inode)?;
         self.data(inode, Access::Write)
     }
@@ -97,7 +95,14 @@ impl Overlay {
     }
 
     /// fallocate(2), in all modes of the filesystem below.
-    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        ino: Ino,
+        mode: i32,
+        offset: u64,
+        len: u64,
+        how: WriteFlags,
+    ) -> Result<()> {
         let flags = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Error::Io {
             op: "fallocate",
             name: String::new(),
@@ -105,6 +110,7 @@ impl Overlay {
         })?;
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
+        drop_privileges(&fd, how)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")
     }
 
@@ -128,12 +134,22 @@ impl Overlay {
         to: Ino,
         to_offset: u64,
         len: usize,
+        how: WriteFlags,
     ) -> Result<usize> {
         let (from, to) = (self.inode(from)?, self.inode(to)?);
         let out = self.writable(&to)?;
+        drop_privileges(&out, how)?;
         let input = self.data(&from, Access::Read)?;
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         rustix::fs::copy_file_range(&input, Some(&mut read_at), &out, Some(&mut write_at), len)
             .context("copy range", b"")
     }
+}
+
+/// Before the data changes: what is written must never run with the old bits.
+fn drop_privileges(fd: &OwnedFd, how: WriteFlags) -> Result<()> {
+    if how.kill_suidgid {
+        drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! From a name in a merged directory to its inode.
 
 use std::ops::Deref;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
@@ -18,7 +18,7 @@ use crate::layers::lower::{Lower, read_layer_dir};
 use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
 use crate::layers::upper::Upper;
-use crate::sys::{self, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat};
 
 /// An inode that an operation looked up for itself: its reference is taken back on drop.
 pub(super) struct Known<'a> {
@@ -74,7 +74,18 @@ impl Overlay {
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         let parent = self.inode(parent)?;
         let (inode, stat) = self.lookup_in(&parent, name)?;
-        self.attr_of(&inode, stat)
+        self.counted_attr(inode, stat)
+    }
+
+    /// The attributes of an inode that a reference was counted to, taken back on failure.
+    pub(super) fn counted_attr(&self, inode: Arc<Inode>, stat: Option<Stat>) -> Result<Attr> {
+        let result = self.attr_of(&inode, stat);
+        if result.is_err() {
+            let ino = inode.ino;
+            drop(inode);
+            self.forget(ino, 1);
+        }
+        result
     }
 
     /// Takes back `count` references to an inode.
@@ -183,6 +194,11 @@ impl Overlay {
             LayerIndex::Lower(layer) => {
                 let dir = lower_dir(*layer)?;
                 let fd = self.lower_dir(dir)?;
+                if entry.kind == FileType::Directory
+                    && !self.lowers[usize::from(*layer)].is_private()
+                {
+                    refuse_mountpoint(fd.as_fd(), name)?;
+                }
                 let stat = sys::statx_at(fd.as_fd(), name).context("stat lower", name)?;
                 if entry.kind != FileType::Directory {
                     state.lower = Some(LowerFile { dir: Arc::clone(dir), name: name.into() });
@@ -234,5 +250,14 @@ impl Overlay {
         let stat =
             sys::statx_at(self.upper()?.index().dir(), &name).context("stat index", &name)?;
         Ok(stat.ino)
+    }
+}
+
+/// A directory that something else is mounted on is not the layer's: it is not shown. To
+/// look at it could ask the union itself, and wait for ever.
+fn refuse_mountpoint(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match sys::open_beneath(dir, name, sys::O_PATH) {
+        Err(Errno::XDEV) => Err(Error::NotFound),
+        result => result.map(drop).context("open lower directory", name),
     }
 }

@@ -85,6 +85,9 @@ impl Overlay {
             .iter()
             .map(|path| Lower::open(path))
             .collect::<std::result::Result<Vec<_>, _>>()?;
+        if let Some(places) = &options.upper {
+            refuse_overlap(&options.lowers, places)?;
+        }
         let upper = match &options.upper {
             Some(places) => Some(Upper::open(&places.upper, &places.work, &options.holder)?),
             None => None,
@@ -121,6 +124,26 @@ impl Overlay {
     fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Error::ReadOnly)
     }
+}
+
+/// Refuses an upper or workdir that is, holds, or lies in a lower layer.
+fn refuse_overlap(
+    lowers: &[std::path::PathBuf],
+    places: &UpperOptions,
+) -> std::result::Result<(), crate::layers::Error> {
+    for place in [&places.upper, &places.work] {
+        let Ok(real) = place.canonicalize() else { continue }; // opening it tells why
+        for lower in lowers {
+            let Ok(real_lower) = lower.canonicalize() else { continue };
+            if real.starts_with(&real_lower) || real_lower.starts_with(&real) {
+                return Err(crate::layers::Error::Overlap {
+                    place: place.display().to_string(),
+                    lower: lower.display().to_string(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a name that no directory of the union can take.

@@ -52,6 +52,7 @@ impl Overlay {
                 return Ok(());
             }
         }
+        let mut taken = 0;
         loop {
             let batch: Vec<_> = self
                 .listing(&inode)?
@@ -65,9 +66,13 @@ impl Overlay {
             for (next, name) in batch {
                 cookie = next;
                 let attr = match self.lookup(dir, &name) {
+                    Ok(attr) => attr,
                     Err(Error::NotFound) => continue,
-                    result => result?,
+                    // What was taken is passed on; the next call meets the error first.
+                    Err(_) if taken > 0 => return Ok(()),
+                    Err(error) => return Err(error),
                 };
+                taken += 1;
                 let ino = attr.ino;
                 if !take(&DirEntry { name, attr, cookie, counted: true }) {
                     self.forget(ino, 1);

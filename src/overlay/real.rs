@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
@@ -15,8 +16,19 @@ use crate::layers::index::Index;
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno, FileType, Stat};
 
-/// How often a path is followed again because a rename crossed it.
-const MAX_TRIES: u32 = 1000;
+/// How often a path is followed again because a rename crossed it: first at once, then with
+/// a short sleep, some seconds in all.
+const MAX_TRIES: u32 = 3000;
+const QUICK_TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(1);
+
+fn wait_for_rename(tries: u32) {
+    if tries < QUICK_TRIES {
+        std::thread::yield_now();
+    } else {
+        std::thread::sleep(PAUSE);
+    }
+}
 
 /// What a file's data is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +53,10 @@ impl Overlay {
 
     /// A descriptor of a directory's part in upper; it has one (see `Inode::in_upper`).
     pub(super) fn upper_dir(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
-        for _ in 0..MAX_TRIES {
+        for tries in 0..MAX_TRIES {
             match self.try_upper_dir(inode)? {
                 Some(fd) => return Ok(fd),
-                None => std::thread::yield_now(),
+                None => wait_for_rename(tries),
             }
         }
         Err(Error::Stale)
@@ -95,7 +107,7 @@ impl Overlay {
         if inode.is_dir() {
             return self.directory_object(inode);
         }
-        for _ in 0..MAX_TRIES {
+        for tries in 0..MAX_TRIES {
             let upper = inode.state.read().upper.clone();
             let Some(upper) = upper else {
                 return self.lower_object(inode);
@@ -106,7 +118,7 @@ impl Overlay {
             if let Some(fd) = self.find_in_upper(inode, &upper)? {
                 return Ok(Arc::new(fd));
             }
-            std::thread::yield_now();
+            wait_for_rename(tries);
         }
         Err(Error::Stale)
     }

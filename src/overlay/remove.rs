@@ -10,12 +10,13 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::AtFlags;
 
 use super::Overlay;
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, UpperFile};
 use super::listing::{Entry, Listing};
 use crate::layers::number::Ino;
-use crate::sys::{Errno, FileType};
+use crate::layers::upper::Upper;
+use crate::sys::{Errno, Stat};
 
 /// A directory's names, locked for a change.
 pub(super) type Names<'a> = RwLockWriteGuard<'a, Option<Box<Listing>>>;
@@ -35,11 +36,12 @@ impl Overlay {
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
-        self.release_name(&target, &parent, &entry)?;
+        let before = self.hold_if_last(&target, &parent, &entry)?;
         if entry.in_upper() {
             rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
         }
         self.name_is_gone(&target, &parent, &mut names, name);
+        self.count_out(&target, &entry, &before);
         Ok(())
     }
 
@@ -58,7 +60,7 @@ impl Overlay {
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
-        self.release_name(&target, &parent, &entry)?;
+        self.hold_if_last(&target, &parent, &entry)?;
         if entry.in_upper() {
             self.remove_upper_dir(dir.as_fd(), name)?;
         }
@@ -89,14 +91,15 @@ impl Overlay {
         }
     }
 
-    /// Prepares an inode for losing a name: it stays usable by those who have it open, and
-    /// the link counts and the index stay true.
-    pub(super) fn release_name(
+    /// Prepares an inode for losing a name: it stays usable by those who have it open.
+    /// Returns its attributes before that.
+    pub(super) fn hold_if_last(
         &self,
         target: &Arc<Inode>,
         parent: &Inode,
         entry: &Entry,
-    ) -> Result<()> {
+    ) -> Result<Stat> {
+        let stat = self.stat_object(target)?;
         let last = target.state.read().links.iter().all(|link| link.is(parent, &entry.name));
         if last && target.in_upper() {
             let held = match self.fds.get(FdKey::Write(target.ino)) {
@@ -107,37 +110,35 @@ impl Overlay {
                 *slot = Some(held);
             }
         }
-        if target.kind == FileType::Directory {
-            return Ok(());
-        }
-        self.count_out(target, entry)
+        Ok(stat)
     }
 
-    /// Keeps `left`, the number of names that the layer still shows, and drops the index link
-    /// with the last name.
-    fn count_out(&self, target: &Arc<Inode>, entry: &Entry) -> Result<()> {
-        let index = self.upper()?.index();
+    /// Counts a name out that is gone: `left`, the number of names that the layer still
+    /// shows, and the index link, which goes with the last name. It comes after the fact,
+    /// so what a crash leaves is a count too high, which loses nothing.
+    pub(super) fn count_out(&self, target: &Inode, entry: &Entry, before: &Stat) {
+        let Some(index) = self.upper.as_ref().map(Upper::index).filter(|_| !target.is_dir()) else {
+            return;
+        };
         let indexed = self.is_indexed(target);
-        let stat = self.stat_object(target)?;
-        if !entry.in_upper() {
-            let names = index.left(target.ino).unwrap_or(stat.nlink);
-            if indexed || names > 1 || index.left(target.ino).is_some() {
-                let left = names.saturating_sub(1);
-                index.set_left(target.ino, left).context("record links", &entry.name)?;
-            }
+        let in_upper = entry.in_upper();
+        let mut left = index.left(target.ino);
+        if !in_upper && (indexed || left.is_some() || before.nlink > 1) {
+            let now = left.unwrap_or(before.nlink).saturating_sub(1);
+            best_effort("record links", index.set_left(target.ino, now));
+            left = Some(now);
+        }
+        // Its names in upper: without the one that went, and without the index's link.
+        let names = before.nlink.saturating_sub(u32::from(in_upper) + u32::from(indexed));
+        if names > 0 || left.unwrap_or(0) > 0 {
+            return;
         }
         if indexed {
-            // Its names in upper, without the one that goes, and without the index's link.
-            let in_upper = stat.nlink.saturating_sub(1 + u32::from(entry.in_upper()));
-            if in_upper == 0 && index.left(target.ino).unwrap_or(0) == 0 {
-                index.unlink(target.ino).context("drop index link", &entry.name)?;
-            }
+            best_effort("drop index link", index.unlink(target.ino));
         }
-        if target.in_upper() && stat.nlink <= 1 && entry.in_upper() {
-            let upper = target.state.read().upper.as_ref().map(|upper| upper.ino);
-            upper.into_iter().for_each(|ino| index.forget_origin(ino));
+        if let Some(UpperFile { ino, .. }) = &target.state.read().upper {
+            index.forget_origin(*ino);
         }
-        Ok(())
     }
 
     pub(super) fn name_is_gone(

@@ -16,7 +16,8 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::{AtFlags, RenameFlags};
 use smallvec::SmallVec;
 
-use super::error::{Context, Error, Result};
+use super::copy_up::restore_times;
+use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing};
 use super::lookup::Known;
@@ -122,8 +123,9 @@ impl Overlay {
             upper.make_whiteout(from_dir.as_fd(), from.name).context("make whiteout", from.name)?;
         }
         let mut drop_whiteout = whiteout;
+        let mut before = None;
         if let (Some(target), Some(replaced)) = (target, &replaced) {
-            self.release_name(target, to.parent, replaced)?;
+            before = Some(self.hold_if_last(target, to.parent, replaced)?);
             if target.is_dir() && replaced.in_upper() {
                 drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
             } else if source.is_dir() != target.is_dir() {
@@ -132,12 +134,15 @@ impl Overlay {
         }
         rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name)
             .context("rename", from.name)?;
-        if drop_whiteout {
-            upper.drop_whiteout(to_dir.as_fd(), to.name).context("drop whiteout", to.name)?;
-        }
+        // It has happened: first of all memory agrees, for those who come by inode.
         self.move_entry(&mut locked, from, to, source, covers);
-        if let Some(target) = target {
+        if let (Some(target), Some(replaced), Some(before)) = (target, &replaced, &before) {
             target.remove_link(to.parent, to.name);
+            self.count_out(target, replaced, before);
+        }
+        if drop_whiteout {
+            // One that stays hides nothing of its own layer.
+            best_effort("drop whiteout", upper.drop_whiteout(to_dir.as_fd(), to.name));
         }
         Ok(())
     }
@@ -209,7 +214,7 @@ impl Overlay {
             return Ok(());
         }
         let dir = self.upper_dir(inode)?;
-        Upper::make_opaque(dir.as_fd()).context("make opaque", b"")
+        make_opaque_unseen(&dir)
     }
 
     /// Empties an upper directory that shows nothing, so that a rename can replace it.
@@ -291,11 +296,19 @@ impl Overlay {
             return Ok(false);
         }
         let fd = self.upper_dir(dir)?;
-        Upper::make_opaque(fd.as_fd()).context("make opaque", b"")?;
+        make_opaque_unseen(&fd)?;
         dir.state.write().lower_dirs = Some(Arc::default());
         names.settle();
         Ok(true)
     }
+}
+
+/// Makes a directory opaque without a change of its times: nobody sees a difference.
+fn make_opaque_unseen(dir: &OwnedFd) -> Result<()> {
+    let before = sys::fstat(dir).context("stat", b"")?;
+    Upper::make_opaque(dir.as_fd()).context("make opaque", b"")?;
+    best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+    Ok(())
 }
 
 fn is_pure_upper(dir: &Inode) -> bool {

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, ImageId};
-use super::{Error, Result, Store, io_error};
-use crate::layers::upper::lock_holder;
+use super::staging::remove_all;
+use super::{Error, Result, Staging, Store, io_error};
+use crate::layers::upper::{self, lock_holder};
+use crate::sys::Errno;
 
 /// Digits of a container's ID that make its name, if none is given.
 const SHORT_ID: usize = 12;
@@ -63,6 +64,7 @@ impl Store {
         asked: &str,
         name: Option<&str>,
     ) -> Result<(Container, bool)> {
+        let staging = self.staging()?; // takes the store's lock for itself
         let _lock = self.lock()?;
         if let Some(name) = name {
             check_name(name)?;
@@ -74,16 +76,16 @@ impl Store {
                 return Ok((known, false));
             }
         }
-        Ok((self.make_container(image, asked, name)?, true))
+        Ok((self.make_container(&staging, image, asked, name)?, true))
     }
 
     fn make_container(
         &self,
+        staging: &Staging,
         image: &ImageId,
         asked: &str,
         name: Option<&str>,
     ) -> Result<Container> {
-        let staging = self.staging()?;
         let seed =
             format!("{image} {} {:?}", staging.path().display(), std::time::SystemTime::now());
         let id = Digest::of(seed.as_bytes()).hex();
@@ -104,10 +106,13 @@ impl Store {
             path: path.display().to_string(),
             reason: e.to_string(),
         })?;
-        fs::write(&path, text).map_err(io_error("write", &path))?;
+        let written = File::create_new(&path).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, &text)?;
+            file.sync_all()
+        });
+        written.map_err(io_error("write", &path))?;
         let home = self.root.join("containers").join(&config.id);
         fs::rename(staging.path(), &home).map_err(io_error("make", &home))?;
-        let _ = staging.keep(); // it has moved: nothing is left to remove
         read_container(&home)
     }
 
@@ -136,8 +141,9 @@ impl Store {
         let mut containers = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
             let path = entry.map_err(io_error("read", &dir))?.path();
-            if path.join("config.json").exists() {
-                containers.push(read_container(&path)?);
+            match read_container(&path) {
+                Ok(container) => containers.push(container),
+                Err(error) => log::warn!("{error}"), // one that is damaged must not hide the others
             }
         }
         containers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -164,15 +170,10 @@ impl Store {
             holder: lock_holder(&container.work()).unwrap_or_else(|| "locked".to_owned()),
         };
         // Holding the lock keeps mounts away until it is out of their sight.
-        let lock = container.work().join("lock");
-        let held = match File::options().write(true).open(&lock) {
-            Ok(file) => {
-                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-                    .map_err(|_| in_use())?;
-                Some(file)
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None, // never mounted
-            Err(e) => return Err(io_error("open", &lock)(e)),
+        let held = match upper::try_lock(&container.work()) {
+            Ok(held) => held,
+            Err(Errno::WOULDBLOCK) => return Err(in_use()),
+            Err(errno) => return Err(io_error("lock", &container.work())(errno.into())),
         };
         let trash = self.staging()?;
         let inside = trash.path().join("container");
@@ -204,25 +205,6 @@ fn check_name(name: &str) -> Result<()> {
     let good =
         name.len() <= MAX_NAME && name.bytes().next().is_some_and(first) && name.bytes().all(rest);
     if good { Ok(()) } else { Err(Error::BadName(name.to_owned())) }
-}
-
-/// Removes a tree, also directories that their owner may not read or write.
-fn remove_all(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
-        result => return result,
-    }
-    let mut todo = vec![path.to_owned()];
-    while let Some(dir) = todo.pop() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(path)
 }
 
 #[cfg(test)]

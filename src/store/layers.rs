@@ -9,10 +9,13 @@ use super::{Error, Result, Store, io_error};
 
 /// Digits of the short names in `l/`.
 const SHORT_LEN: usize = 26;
+/// Marks a layer that any stack may use. (The lowest layer of a stack has its DiffID as its
+/// ChainID, so the cache-id alone does not tell.)
+const SELF_CONTAINED: &str = "self-contained";
 
 /// A layer that was unpacked into a staging directory.
 #[derive(Debug)]
-pub struct Unpacked<'a> {
+pub struct NewLayer<'a> {
     /// The staging directory; holds `diff/`.
     pub staging: &'a Path,
     /// The digest of its tar.
@@ -40,7 +43,12 @@ impl Store {
 
     /// Whether a layer with this DiffID is unpacked that any stack may use.
     pub fn has_layer(&self, diff: &DiffId) -> bool {
-        self.root.join("layers").join(diff.hex()).join("diff").is_dir()
+        self.diff_dir(diff).with_file_name(SELF_CONTAINED).exists()
+    }
+
+    /// The directory of a layer that any stack may use.
+    pub fn diff_dir(&self, diff: &DiffId) -> PathBuf {
+        self.root.join("layers").join(diff.hex()).join("diff")
     }
 
     /// The directory of the stack's topmost layer.
@@ -90,11 +98,15 @@ impl Store {
     }
 
     /// Makes an unpacked layer appear in the store. It is complete and synced.
-    pub fn add_layer(&self, layer: &Unpacked<'_>) -> Result<()> {
+    pub fn add_layer(&self, layer: &NewLayer<'_>) -> Result<()> {
         let cache_id = if layer.depends_on_parent { layer.chain.hex() } else { layer.diff.hex() };
         let size = layer.size.to_string();
         let size_path = layer.staging.join("size");
         fs::write(&size_path, &size).map_err(io_error("write", &size_path))?;
+        if !layer.depends_on_parent {
+            let mark = layer.staging.join(SELF_CONTAINED);
+            fs::write(&mark, "").map_err(io_error("write", &mark))?;
+        }
         let home = self.root.join("layers").join(&cache_id);
         match fs::rename(layer.staging, &home) {
             Ok(()) => {}

@@ -5,6 +5,8 @@
 //! ROOT/image/layerdb/sha256/<ChainID>/          diff (DiffID), parent (ChainID), size, cache-id
 //! ROOT/image/repositories.json                  {"Repositories": {"nginx": {"nginx:latest": "sha256:…"}}}
 //! ROOT/layers/<cache-id>/diff/                  the unpacked layer, whiteouts as `.wh.` files
+//! ROOT/layers/<cache-id>/size                   bytes of its files
+//! ROOT/layers/<cache-id>/self-contained         if any stack may use it
 //! ROOT/l/<SHORT> -> ../layers/<cache-id>/diff   short names
 //! ROOT/containers/<id>/                         config.json, upper/, work/
 //! ROOT/tmp/                                     what is being built
@@ -21,27 +23,30 @@ pub mod digest;
 pub mod images;
 pub mod layers;
 pub mod reference;
+mod staging;
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
 use digest::ImageId;
+pub use staging::Staging;
 
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of the store could not be used.
-    #[error("{op} {path}: {source}")]
+    #[error("{op} {path}: {cause}")]
     Io {
         /// What was tried, as a verb.
         op: &'static str,
         /// On what.
         path: String,
         /// How it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No image has this name or ID.
     #[error("no image {asked}{}", .nearest.as_ref().map(|n| format!(" (did you mean {n}?)")).unwrap_or_default())]
@@ -101,7 +106,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Adds the operation and the path to an I/O error.
 fn io_error(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
-    move |source| Error::Io { op, path, source }
+    move |cause| Error::Io { op, path, cause }
 }
 
 /// An image store.
@@ -119,24 +124,22 @@ pub(crate) struct StoreLock {
 impl Store {
     /// Opens the store at `root`, made if it is not there.
     pub fn open(root: &Path) -> Result<Self> {
-        for dir in ["image/imagedb/content/sha256", "image/layerdb/sha256", "layers", "l", "tmp"] {
+        for dir in ["image/imagedb/content/sha256", "image/layerdb/sha256", "l"] {
             let path = root.join(dir);
             fs::create_dir_all(&path).map_err(io_error("make", &path))?;
         }
-        let containers = root.join("containers");
-        fs::create_dir_all(&containers).map_err(io_error("make", &containers))?;
+        // Layers hold setuid programs and other users' secrets: only the owner goes in.
+        for dir in ["layers", "containers", "tmp"] {
+            let path = root.join(dir);
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(io_error("make", &path))?;
+        }
         Ok(Self { root: root.to_owned() })
     }
 
     /// Where the store is.
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// A directory for things being built, removed on drop.
-    pub fn staging(&self) -> Result<tempfile::TempDir> {
-        let tmp = self.root.join("tmp");
-        tempfile::Builder::new().prefix("load-").tempdir_in(&tmp).map_err(io_error("write", &tmp))
     }
 
     pub(crate) fn lock(&self) -> Result<StoreLock> {
@@ -156,6 +159,8 @@ impl Store {
     pub(crate) fn write_atomically(&self, path: &Path, content: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;
+            // Locked, it is not taken for abandoned (see `staging`).
+            rustix::fs::flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
             io::Write::write_all(&mut file, content)?;
             file.as_file().sync_all()?;
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);

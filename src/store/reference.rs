@@ -4,8 +4,13 @@ use std::fmt;
 
 /// Prefixes of the default registry that the familiar form leaves out (the distribution
 /// project's `reference` package, `FamiliarName`).
-const DEFAULT_PREFIXES: [&str; 4] =
-    ["docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"];
+const DEFAULT_PREFIXES: [&str; 5] = [
+    "docker.io/library/",
+    "index.docker.io/library/",
+    "docker.io/",
+    "index.docker.io/",
+    "library/",
+];
 /// The tag of a name that has none.
 const DEFAULT_TAG: &str = "latest";
 /// Longest name and longest tag (the same package's limits).
@@ -98,6 +103,7 @@ mod tests {
             ("alpine", Some("alpine:latest")),
             ("alpine:3.10", Some("alpine:3.10")),
             ("docker.io/library/alpine:3", Some("alpine:3")),
+            ("library/alpine:3", Some("alpine:3")),
             ("docker.io/grafana/loki", Some("grafana/loki:latest")),
             ("localhost:5000/a/b:c", Some("localhost:5000/a/b:c")),
             ("localhost:5000/a", Some("localhost:5000/a:latest")),

@@ -15,8 +15,8 @@ pub use copy::{copy_data, is_zero};
 pub use daemon::{Forked, close_inherited, fork, raise_nofile_limit, set_umask_zero};
 pub use dir::{RawEntry, read_dir};
 pub use object::{
-    O_DIRECTORY, O_PATH, O_READ, O_READWRITE, link_fd, open_at, open_beneath, open_dir, proc_path,
-    reopen,
+    O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
+    open_dir, proc_path, reopen,
 };
 pub use stat::{Stat, Timestamp, fstat, statx_at};
 pub use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};

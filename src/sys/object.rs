@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::mount::OpenTreeFlags;
 
 use super::{Errno, Result};
 
@@ -26,11 +27,15 @@ pub fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedF
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Opens a relative path below `root` with no step through a symlink, `..` or magic link.
+/// Opens a relative path below `root` with no step through a symlink, `..`, magic link or
+/// mountpoint (EXDEV).
 ///
 /// An empty path opens `root` itself. Paths longer than PATH_MAX are walked in pieces.
 pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
     let mut rest = path;
     let mut from: Option<OwnedFd> = None;
     while rest.len() > MAX_PATH {
@@ -47,6 +52,17 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<
 /// Opens a directory given by the user on the command line; here symlinks are followed.
 pub fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The directory as the root of a private mount, without what is mounted inside it.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN, EINVAL where something mounted inside must not be uncovered.
+pub fn clone_mount(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(dir, c"", flags)
 }
 
 /// The name under which /proc gives access to an open descriptor.

@@ -35,7 +35,7 @@ fn mountpoints() {
     assert!(busy.contains("busy"), "{busy}");
     m.unmount();
     let not_mounted = fails(plyfs().arg("umount").arg(m.merged()));
-    assert!(not_mounted.contains("not mounted"), "{not_mounted}");
+    assert!(not_mounted.contains("no plyfs tree"), "{not_mounted}");
     assert_eq!(fs::read_dir(m.upper()).unwrap().count(), 0);
 }
 
@@ -160,7 +160,8 @@ fn command_lines() {
     for args in [&["lod"][..], &["mount", "--loer", "x"], &[], &["load"]] {
         let output = plyfs().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(!output.stderr.is_empty());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.lines().count() == 1 || args.is_empty(), "{args:?}: {said}");
     }
 }
 
@@ -195,4 +196,28 @@ fn no_fuse_device_or_no_permission() {
         let denied = fails(&mut command);
         assert!(denied.contains("no permission to open /dev/fuse"), "{denied}");
     }
+}
+
+#[test]
+fn an_upper_that_overlaps_a_lower() {
+    need_mount!();
+    let m = Mount::unmounted(&["f=1 sub/"]);
+    for upper in [m.lower(0).to_owned(), m.lower(0).join("sub"), m.path("")] {
+        let mut command = with_lower(&m);
+        command.arg("--upper").arg(&upper).arg("--work").arg(m.path("work")).arg(m.merged());
+        let line = fails(&mut command);
+        assert!(line.contains("overlaps the lower layer"), "{line}");
+    }
+    assert_eq!(crate::common::tell(m.lower(0)), ["f=1", "sub/"]);
+}
+
+#[test]
+fn a_dead_mount_is_named_as_such() {
+    need_mount!();
+    let m = Mount::new(&["f=1"]);
+    let lock = fs::read_to_string(m.path("work/lock")).unwrap();
+    sh(&format!("kill -9 {}", lock.strip_prefix("pid ").unwrap().split(',').next().unwrap()));
+    crate::common::mounted::wait_until("it is dead", || fs::metadata(m.merged()).is_err());
+    let line = fails(with_upper(&m).arg(m.merged()));
+    assert!(line.contains("a dead mount is there"), "{line}");
 }

@@ -1,5 +1,7 @@
 //! Hard links: one file, whatever its names, through copy-up and remount.
 
+use std::os::fd::AsFd;
+
 use crate::common::union::Union;
 
 #[test]
@@ -62,4 +64,52 @@ fn rename_over_one_of_the_names() {
     u.link("a", "a2").unwrap();
     u.rename("a", "a2").unwrap();
     u.expect("a=new a2=new b=x");
+}
+
+#[test]
+fn renaming_a_name_whose_data_went_up_under_another() {
+    let mut u = Union::new(&["a=x b=>a c/d=>a"]);
+    u.ino("a").unwrap();
+    u.rename("b", "moved").unwrap();
+    u.expect("a=x c/ c/d=x moved=x");
+    u.write("moved", 1, "y").unwrap();
+    u.rename("c", "e").unwrap(); // a directory with such a name in it
+    assert_eq!(u.stat("a").unwrap().stat.nlink, 3);
+    u.expect("a=xy e/ e/d=xy moved=xy");
+}
+
+#[test]
+fn a_write_to_a_deleted_name_shows_under_the_others() {
+    let mut u = Union::new(&["a=old b=>a"]);
+    let open = u.ino("a").unwrap(); // b is not known
+    u.unlink("a").unwrap();
+    u.overlay().write(open, 0, b"new", plyfs::overlay::WriteFlags::default()).unwrap();
+    assert_eq!(u.read("b").unwrap(), "new");
+    u.expect("b=new");
+}
+
+#[test]
+fn a_replaced_name_keeps_the_file_for_the_others() {
+    let mut u = Union::new(&["d/a=x d/b=>d/a n=new"]);
+    u.write("d/a", 1, "y").unwrap();
+    u.unlink("d/a").unwrap();
+    u.expect("d/ d/b=xy n=new");
+    u.rename("n", "d/b").unwrap();
+    u.expect("d/ d/b=new");
+    assert_eq!(std::fs::read_dir(u.work().join("index")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_copy_up_cut_short_loses_nothing() {
+    let mut u = Union::new(&["a=old b=>a"]);
+    let number = u.ino("a").unwrap();
+    // As a crash leaves it: all names counted, in the index, with no name in upper.
+    let work = plyfs::sys::open_dir(&u.work()).unwrap();
+    let index = plyfs::layers::index::Index::open(work.as_fd()).unwrap();
+    index.set_left(number, 2).unwrap();
+    std::fs::write(u.work().join("index").join(format!("{:016x}", number.0)), "old").unwrap();
+    u.remount();
+    u.write("b", 0, "new").unwrap();
+    u.unlink("a").unwrap();
+    u.expect("b=new");
 }

@@ -104,3 +104,26 @@ fn into_and_out_of_opaque_directories() {
     u.unlink("o/old").unwrap();
     u.expect("o/ o/b=1 p/ p/a=1");
 }
+
+#[test]
+fn a_moved_directory_keeps_its_times() {
+    let mut u = Union::new(&["d/s/f=1"]);
+    let past = std::fs::FileTimes::new()
+        .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000));
+    for dir in ["d/s", "d"] {
+        std::fs::File::open(u.lowers[0].join(dir)).unwrap().set_times(past).unwrap();
+    }
+    u.remount();
+    u.rename("d", "e").unwrap();
+    for dir in ["e", "e/s"] {
+        assert_eq!(u.stat(dir).unwrap().stat.mtime.secs, 1_000_000, "{dir}");
+    }
+}
+
+#[test]
+fn onto_itself() {
+    let mut u = Union::new(&["f=1 d/x=1"]);
+    u.rename("f", "f").unwrap();
+    u.rename("d", "d").unwrap();
+    u.expect("d/ d/x=1 f=1");
+}

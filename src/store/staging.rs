@@ -1,0 +1,84 @@
+//! Directories in which something is built before one rename brings it into the store.
+//!
+//! Each is locked (flock) by whoever builds in it. What a killed process left is unlocked:
+//! the next one that builds removes it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::{Result, Store, io_error};
+
+/// A directory below ROOT/tmp; what is still in it goes on drop.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Staging {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = remove_all(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl Store {
+    /// A directory for something to be built.
+    pub fn staging(&self) -> Result<Staging> {
+        // Under the store's lock nobody takes a directory for abandoned before it is locked.
+        let _lock = self.lock()?;
+        let tmp = self.root.join("tmp");
+        self.remove_abandoned(&tmp)?;
+        let made = tempfile::Builder::new().prefix("build-").tempdir_in(&tmp);
+        let path = made.map_err(io_error("write", &tmp))?.keep();
+        let lock = File::open(&path).map_err(io_error("open", &path))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| io_error("lock", &path)(errno.into()))?;
+        Ok(Staging { path, _lock: lock })
+    }
+
+    fn remove_abandoned(&self, tmp: &Path) -> Result<()> {
+        for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))? {
+            let path = entry.map_err(io_error("read", tmp))?.path();
+            let Ok(held) = File::open(&path) else { continue };
+            if rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue; // somebody builds in it
+            }
+            let removed = if path.is_dir() { remove_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes a tree, also directories that their owner may not read or write.
+pub(super) fn remove_all(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
+        result => return result,
+    }
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path)
+}

@@ -1,0 +1,12 @@
+//! Images: what is loaded and mounted is exactly what the layers' tar streams say.
+#![allow(missing_docs, unreachable_pub)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod archives;
+mod bad_images;
+mod containers;
+mod flatten;
+mod shown;
+mod third_party;
