@@ -190,3 +190,48 @@ fn one_upper_has_one_mount() {
     assert!(error.contains("in use") && error.contains(m.merged().to_str().unwrap()), "{error}");
     assert!(!is_mounted(Path::new(&other)));
 }
+
+/// Runs a shell script as an ordinary user who may open /dev/fuse, in a mount namespace of
+/// its own; `$PLYFS` is the program, `$HOME` a directory of the user's.
+fn as_ordinary_user(m: &Mount, script: &str) -> String {
+    let home = m.path("home");
+    let dir = m.path("").display().to_string();
+    let setup = format!(
+        "chmod 755 '{dir}'; cp {program} '{dir}/plyfs'; mkdir '{home}'; chown 65534:65534 '{home}'
+         mknod '{dir}/fuse' c 10 229; chmod 666 '{dir}/fuse'
+         mount --bind '{dir}/fuse' /dev/fuse
+         cd '{home}'; exec env -i PATH=\"$PATH\" HOME='{home}' PLYFS='{dir}/plyfs' \
+         setpriv --reuid=65534 --regid=65534 --clear-groups sh -euc \"$0\"",
+        program = env!("CARGO_BIN_EXE_plyfs"),
+        home = home.display(),
+    );
+    run(Command::new("unshare").args(["-m", "sh", "-euc", &setup, script]))
+}
+
+#[test]
+fn an_ordinary_user_mounts_with_fusermount3() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: here everything is tested as an ordinary user anyway");
+    }
+    let m = Mount::unmounted(&[""]);
+    let told = as_ordinary_user(
+        &m,
+        "umask 022; mkdir -p lower/d upper work m
+         echo low > lower/d/f; echo ro > lower/ro; chmod 444 lower/ro; mkdir -m 500 lower/closed
+         $PLYFS mount --lower lower --upper upper --work work m
+         trap '$PLYFS umount m' EXIT
+         grep ' fuse.plyfs ' /proc/mounts | grep -q \"$HOME/m\"
+         cat m/d/f; echo more >> m/d/f; mv m/d m/e; rm m/ro; cat m/e/f
+         (umask 777; echo secret > m/unreadable); chmod 600 m/unreadable; cat m/unreadable
+         python3 -c 'import os; f=os.open(\"m/w\",os.O_CREAT|os.O_RDWR,0o444); os.write(f,b\"x\"); print(os.fstat(f).st_size)'
+         stat -c '%U %a' m/e m/w
+         trap - EXIT; $PLYFS umount m; ls -A upper",
+    );
+    let lines: Vec<_> = told.lines().collect();
+    let expected = [
+        "low", "low", "more", "secret", "1", "nobody 755", "nobody 444", ".wh.d", ".wh.ro", "e",
+        "unreadable", "w",
+    ];
+    assert_eq!(lines, expected);
+}

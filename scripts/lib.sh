@@ -1,0 +1,34 @@
+# Shared by the scripts: say what happens, get what is needed.
+
+step() { printf '\n==> %s\n' "$*"; }
+missing() { printf 'missing: %s\n' "$*" >&2; }
+
+# need_tools COMMAND:PACKAGE... — installs the packages of commands that are not there, as
+# root on Debian; else says what is missing. Tests that need them skip themselves.
+need_tools() {
+    local pair packages=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null 2>&1 || packages+=("${pair##*:}")
+    done
+    [ ${#packages[@]} -eq 0 ] && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "${packages[@]}" >/dev/null && return 0
+    fi
+    missing "Debian packages ${packages[*]} (as root: apt-get install ${packages[*]}); what needs them is skipped"
+}
+
+# check_fuse — says why nothing can be mounted here, if so.
+check_fuse() {
+    if [ ! -e /dev/fuse ]; then
+        missing "/dev/fuse: load the fuse module (modprobe fuse), or give the container the device"
+        return 1
+    fi
+    if ! { : <>/dev/fuse; } 2>/dev/null; then
+        missing "permission to open /dev/fuse (its mode is $(stat -c %a /dev/fuse); distributions use 666)"
+        return 1
+    fi
+    if [ "$(id -u)" != 0 ] && ! command -v fusermount3 >/dev/null 2>&1; then
+        missing "fusermount3 (Debian package fuse3), by which an ordinary user mounts"
+        return 1
+    fi
+}
