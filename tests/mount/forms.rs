@@ -230,8 +230,18 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     );
     let lines: Vec<_> = told.lines().collect();
     let expected = [
-        "low", "low", "more", "secret", "1", "nobody 755", "nobody 444", ".wh.d", ".wh.ro", "e",
-        "unreadable", "w",
+        "low",
+        "low",
+        "more",
+        "secret",
+        "1",
+        "nobody 755",
+        "nobody 444",
+        ".wh.d",
+        ".wh.ro",
+        "e",
+        "unreadable",
+        "w",
     ];
     assert_eq!(lines, expected);
 }
