@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -39,7 +39,7 @@ pub(super) enum Started {
     /// A daemon serves it.
     Daemon,
     /// This process has to.
-    Foreground(Mounted),
+    Foreground(Box<Mounted>),
 }
 
 impl Started {
@@ -55,7 +55,7 @@ impl Started {
 /// Mounts, in the foreground or in a daemon; the tree is there when it returns.
 pub(super) fn start(plan: Plan) -> anyhow::Result<Started> {
     if plan.foreground {
-        return Ok(Started::Foreground(mount(plan)?));
+        return Ok(Started::Foreground(Box::new(mount(plan)?)));
     }
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("start the daemon")?;
@@ -67,8 +67,6 @@ pub(super) fn start(plan: Plan) -> anyhow::Result<Started> {
         }
         Forked::Child => {
             drop(reader);
-            // SAFETY: right after the fork the child owns the standard streams and `writer`.
-            unsafe { sys::close_inherited(writer.as_fd()) };
             let served = run_daemon(plan, File::from(writer));
             std::process::exit(i32::from(!served))
         }
@@ -87,7 +85,8 @@ fn wait_until_ready(reader: OwnedFd) -> anyhow::Result<()> {
 
 /// Mounts, tells the parent how that went, and serves; false if any of it failed.
 fn run_daemon(plan: Plan, mut parent: File) -> bool {
-    let mounted = mount(plan).and_then(|mounted| {
+    let closed = sys::close_inherited().context("close the caller's files");
+    let mounted = closed.and_then(|()| mount(plan)).and_then(|mounted| {
         detach_from_caller().context("detach from the caller")?;
         Ok(mounted)
     });

@@ -16,7 +16,7 @@ use crate::store::Store;
 #[command(override_usage = "plyfs mount [OPTIONS] IMAGE MOUNTPOINT
        plyfs mount [OPTIONS] --lower DIR... [--upper DIR --work DIR] MOUNTPOINT")]
 pub(super) struct Args {
-    /// IMAGE (name[:tag], ID, or the beginning of one) and MOUNTPOINT; with --lower only MOUNTPOINT
+    /// IMAGE (`NAME[:TAG]`, ID, or the beginning of one) and MOUNTPOINT; with --lower only MOUNTPOINT
     #[arg(value_name = "IMAGE|MOUNTPOINT", num_args = 1..=2, required = true)]
     targets: Vec<PathBuf>,
     /// Mount this directory instead of an image; the first is on top

@@ -101,7 +101,7 @@ impl Store {
         Ok(images)
     }
 
-    /// The image of this name[:tag], ID, or unambiguous beginning of an ID.
+    /// The image of this `NAME[:TAG]`, ID, or unambiguous beginning of an ID.
     pub fn find_image(&self, asked: &str) -> Result<ImageId> {
         let names = self.names()?;
         if let Ok(name) = Name::parse(asked)

@@ -1,6 +1,6 @@
 //! Process state of a daemon: fork, umask, limits.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::RawFd;
 
 use rustix::process::{Pid, Resource, Rlimit};
 
@@ -33,20 +33,27 @@ pub fn fork() -> Result<Forked> {
     }
 }
 
-/// Closes every descriptor above stderr but `keep`: what a caller left open by accident must
-/// not live as long as the daemon.
+/// Closes what the caller of the program left open by accident: it must not live as long as
+/// a daemon.
 ///
-/// # Safety
-/// Nothing in the process may own a descriptor above 2 other than `keep`.
-pub unsafe fn close_inherited(keep: BorrowedFd<'_>) {
-    let keep = keep.as_raw_fd().cast_unsigned();
-    for (first, last) in [(3, keep.wrapping_sub(1)), (keep + 1, u32::MAX)] {
-        if first <= last && last != 2 {
-            // SAFETY: the caller says that nobody owns these; errors mean there is nothing
-            // to close or no such call (Linux before 5.9), and then they stay open.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+/// Those are the descriptors above stderr without FD_CLOEXEC: whatever came through execve(2)
+/// has none, and whatever this program opens has it.
+pub fn close_inherited() -> std::io::Result<()> {
+    let mut inherited = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        inherited.extend(number.filter(|fd| *fd > 2));
+    }
+    for fd in inherited {
+        // SAFETY: F_GETFD only looks at the number; one that is closed by now gives EBADF.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: nothing in the program owns a descriptor without FD_CLOEXEC (the
+            // standard library, rustix and this crate always set it).
+            unsafe { libc::close(fd) };
         }
     }
+    Ok(())
 }
 
 /// Clears the umask, so that modes given to system calls are the modes made.

@@ -245,3 +245,25 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn the_daemon_keeps_no_file_of_its_caller() {
+    need_mount!();
+    let m = Mount::unmounted(&["a=1"]);
+    let line = format!(
+        "exec 7>'{leak}'; '{program}' mount --lower '{lower}' --upper '{upper}' --work '{work}' '{merged}'",
+        leak = m.path("leak").display(),
+        program = env!("CARGO_BIN_EXE_plyfs"),
+        lower = m.lower(0).display(),
+        upper = m.upper().display(),
+        work = m.path("work").display(),
+        merged = m.merged().display(),
+    );
+    sh(&line);
+    let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
+    let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap();
+    let open = sh(&format!("ls -l /proc/{pid}/fd"));
+    assert!(!open.contains("leak"), "{open}");
+    assert!(open.contains("/dev/fuse") && open.contains("/dev/null"), "{open}");
+    assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+}
