@@ -159,8 +159,6 @@ impl Store {
     pub(crate) fn write_atomically(&self, path: &Path, content: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;
-            // Locked, it is not taken for abandoned (see `staging`).
-            rustix::fs::flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
             io::Write::write_all(&mut file, content)?;
             file.as_file().sync_all()?;
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);

@@ -6,10 +6,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
 use super::{Result, Store, io_error};
+
+/// Age from which a small file in ROOT/tmp is a killed process's.
+const OLD: Duration = Duration::from_secs(3600);
 
 /// A directory below ROOT/tmp; what is still in it goes on drop.
 #[derive(Debug)]
@@ -50,15 +54,23 @@ impl Store {
         Ok(Staging { path, _lock: lock })
     }
 
+    /// Removes directories that nobody has locked, and small files (they exist for a moment
+    /// and are not locked) that are old.
     fn remove_abandoned(&self, tmp: &Path) -> Result<()> {
         for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))? {
             let path = entry.map_err(io_error("read", tmp))?.path();
-            let Ok(held) = File::open(&path) else { continue };
-            if rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
-                continue; // somebody builds in it
+            let Ok(held) = File::open(&path) else { continue }; // gone since
+            let is_dir = path.is_dir();
+            let abandoned = if is_dir {
+                rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok()
+            } else {
+                let modified = held.metadata().and_then(|meta| meta.modified());
+                modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > OLD))
+            };
+            if abandoned {
+                let removed = if is_dir { remove_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(io_error("remove", &path))?;
             }
-            let removed = if path.is_dir() { remove_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(io_error("remove", &path))?;
         }
         Ok(())
     }
