@@ -56,7 +56,8 @@ fn random_op(rng: &mut SmallRng) -> Op {
         0..3 => Op::Create(path),
         3..7 => Op::Write(path, rng.random_range(0..20), rng.random_range(b'A'..=b'Z')),
         7 => Op::Truncate(path, rng.random_range(0..8)),
-        8 => Op::Chmod(path, [0o600, 0o644, 0o755, 0o700][rng.random_range(0..4)]),
+        // A directory that an ordinary user may not search would end the comparison.
+        8 => Op::Chmod(path, [0o700, 0o744, 0o755, 0o711][rng.random_range(0..4)]),
         9..12 => Op::Mkdir(path),
         12 => Op::Symlink(path),
         13..16 => Op::Unlink(path),
