@@ -1,20 +1,26 @@
 //! Attaching to and detaching from a directory: mount(2) where the caller may, else
-//! fusermount3, the setuid helper (through fuser).
+//! fusermount3, the setuid helper.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use fuser::{Config, MountOption, Session};
+use fuser::{Config, Session};
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::ops::Ops;
 use super::{Allow, Error, FS_TYPE, MountConfig};
 use crate::sys::Errno;
+
+/// The setuid helper that mounts and unmounts for ordinary users (fuse3).
+const HELPER: &str = "fusermount3";
 
 /// A flag of mount(2), as mount(8) names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,15 +54,16 @@ impl MountFlag {
         }
     }
 
-    fn fuser(self) -> MountOption {
+    /// Its name as an option.
+    fn name(self) -> &'static str {
         match self {
-            Self::ReadOnly => MountOption::RO,
-            Self::NoDev => MountOption::NoDev,
-            Self::NoSuid => MountOption::NoSuid,
-            Self::NoExec => MountOption::NoExec,
-            Self::NoAtime => MountOption::NoAtime,
-            Self::Sync => MountOption::Sync,
-            Self::DirSync => MountOption::DirSync,
+            Self::ReadOnly => "ro",
+            Self::NoDev => "nodev",
+            Self::NoSuid => "nosuid",
+            Self::NoExec => "noexec",
+            Self::NoAtime => "noatime",
+            Self::Sync => "sync",
+            Self::DirSync => "dirsync",
         }
     }
 }
@@ -72,32 +79,34 @@ pub(super) fn check_mountpoint(path: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Mounts and shakes hands with the kernel.
+///
+/// The mounting is our own, not fuser's: its session detaches the *path* when it ends, also
+/// when the tree was unmounted long before, and so could detach its successor.
 pub(super) fn attach(
     ops: Ops,
     mountpoint: &Path,
     config: &MountConfig,
-    mut session: Config,
+    session: Config,
 ) -> Result<Session<Ops>, Error> {
-    let refused =
-        |message: String| Error::Refused { path: mountpoint.display().to_string(), message };
     let device = open_device()?;
-    match mount_directly(&device, mountpoint, config) {
-        Ok(()) => {
-            let acl = session.acl;
-            Session::from_fd(ops, OwnedFd::from(device), acl, session).map_err(|error| {
-                // Nobody will serve it: take it away again.
-                let _ = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
-                refused(error.to_string())
-            })
+    let device = match mount_directly(&device, mountpoint, config) {
+        Ok(()) => OwnedFd::from(device),
+        Err(Errno::PERM) => mount_by_helper(mountpoint, config).map_err(|message| {
+            Error::Refused { path: mountpoint.display().to_string(), message }
+        })?,
+        Err(errno) => {
+            return Err(Error::Refused {
+                path: mountpoint.display().to_string(),
+                message: errno.to_string(),
+            });
         }
-        Err(Errno::PERM) => {
-            drop(device);
-            session.mount_options = helper_options(config);
-            Session::new(ops, mountpoint, &session)
-                .map_err(|error| refused(explain_helper(&error.to_string())))
-        }
-        Err(errno) => Err(refused(errno.to_string())),
-    }
+    };
+    let acl = session.acl;
+    Session::from_fd(ops, device, acl, session).map_err(|error| {
+        // Nobody will serve it: take it away again. The first error is the one to tell.
+        let _ = unmount(mountpoint, true);
+        Error::Refused { path: mountpoint.display().to_string(), message: error.to_string() }
+    })
 }
 
 fn open_device() -> Result<File, Error> {
@@ -131,23 +140,64 @@ fn mount_directly(device: &File, mountpoint: &Path, config: &MountConfig) -> Res
     rustix::mount::mount(config.source.as_str(), mountpoint, FS_TYPE, flags, data.as_c_str())
 }
 
-fn helper_options(config: &MountConfig) -> Vec<MountOption> {
-    let source = config.source.replace('\\', "\\\\").replace(',', "\\,");
-    let mut options = vec![
-        MountOption::FSName(source),
-        MountOption::Subtype("plyfs".into()),
-        MountOption::DefaultPermissions,
-    ];
-    options.extend(config.flags.iter().map(|flag| flag.fuser()));
-    options
+/// Lets the setuid helper mount, and takes the device from it; else what it said.
+fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd, String> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
+    let mut helper = Command::new(HELPER);
+    helper.arg("-o").arg(helper_options(config)).arg("--").arg(mountpoint);
+    // It sends the device through the socket that this variable names: its stdin.
+    helper.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
+    helper.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = helper.spawn().map_err(no_helper)?;
+    drop(helper); // and with it our copy of the helper's end
+    let device = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    match device {
+        Ok(Some(device)) if output.status.success() => Ok(device),
+        Err(errno) => Err(format!("{HELPER}: {errno}")),
+        Ok(_) => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
+    }
 }
 
-/// What fusermount3 said, or that it is missing.
-fn explain_helper(message: &str) -> String {
-    if message.contains("No such file or directory") && !message.contains("fusermount") {
-        return "an ordinary user needs fusermount3 (Debian package fuse3)".to_owned();
+/// Receives the descriptor that comes with the next message; `None` if there is none.
+fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, Errno> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    while let Err(errno) =
+        rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    {
+        if errno != Errno::INTR {
+            return Err(errno);
+        }
     }
-    message.trim_end().to_owned()
+    let mut rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(rights.next())
+}
+
+/// The helper's options, commas and backslashes in the source escaped.
+fn helper_options(config: &MountConfig) -> String {
+    let source = config.source.replace('\\', "\\\\").replace(',', "\\,");
+    let mut options = vec![format!("fsname={source}"), "subtype=plyfs".to_owned()];
+    options.push("default_permissions".to_owned());
+    if config.allow != Allow::Owner {
+        options.push("allow_other".to_owned()); // allow_root is enforced by the session
+    }
+    options.extend(config.flags.iter().map(|flag| flag.name().to_owned()));
+    options.join(",")
+}
+
+fn no_helper(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("an ordinary user needs {HELPER} (Debian package fuse3)")
+        }
+        _ => format!("{HELPER}: {error}"),
+    }
 }
 
 /// Detaches the mount on `mountpoint`; `lazy` also while it is in use.
@@ -160,14 +210,11 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
         Err(Errno::INVAL) => return Err(error("not mounted".to_owned())),
         Err(errno) => return Err(error(errno.to_string())),
     }
-    let mut helper = Command::new("fusermount3");
+    let mut helper = Command::new(HELPER);
     helper.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
-    match helper.output() {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(error(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())),
-        Err(io_error) if io_error.kind() == io::ErrorKind::NotFound => {
-            Err(error("an ordinary user needs fusermount3 (Debian package fuse3)".to_owned()))
-        }
-        Err(io_error) => Err(error(format!("fusermount3: {io_error}"))),
+    let output = helper.output().map_err(|e| error(no_helper(e)))?;
+    if output.status.success() {
+        return Ok(());
     }
+    Err(error(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")))
 }

@@ -157,7 +157,8 @@ fn a_mountpoint_inside_its_own_lower() {
     let told = Command::new("timeout").args(["5", "ls", "-l"]).arg(&inside).output().unwrap();
     crate::common::mounted::unmount_if_mounted(&inside);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    assert!(told.contains(" f") && told.contains(" in"), "{told}");
+    // An ordinary user has no private clone of the layer's mount: there the mountpoint is left out.
+    assert!(told.contains(" f") && (told.contains(" in") || !is_root()), "{told}");
 }
 
 #[test]
