@@ -8,7 +8,7 @@ pub mod union;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes a tree from words: `d/` a directory, `f=text` a file, `l->target` a symlink,
 /// `h=>f` a hard link to `f`, `f:mode=0600` a mode.
@@ -30,6 +30,18 @@ pub fn build(root: &Path, words: &str) {
             fs::create_dir_all(root.join(word)).unwrap();
         }
     }
+}
+
+/// Makes a directory `lowerN` for each of these layers (see [`build`]), the topmost first.
+pub fn build_layers(dir: &Path, layers: &[&str]) -> Vec<PathBuf> {
+    let mut lowers = Vec::new();
+    for (n, words) in layers.iter().enumerate() {
+        let path = dir.join(format!("lower{n}"));
+        fs::create_dir(&path).unwrap();
+        build(&path, words);
+        lowers.push(path);
+    }
+    lowers
 }
 
 fn make_parent(root: &Path, name: &str) {

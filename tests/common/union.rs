@@ -20,13 +20,7 @@ impl Union {
     /// A union of these layers (see [`super::build`]), the topmost first, and an empty upper.
     pub fn new(layers: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut lowers = Vec::new();
-        for (n, words) in layers.iter().enumerate() {
-            let path = dir.path().join(format!("lower{n}"));
-            std::fs::create_dir(&path).unwrap();
-            super::build(&path, words);
-            lowers.push(path);
-        }
+        let lowers = super::build_layers(dir.path(), layers);
         for name in ["upper", "work"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }

@@ -6,6 +6,7 @@
 mod common;
 
 mod bad_input;
+mod crash;
 mod data;
 mod forms;
 mod metadata;
