@@ -215,6 +215,9 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     if !is_root() {
         return eprintln!("skipped: here everything is tested as an ordinary user anyway");
     }
+    if !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success()) {
+        return eprintln!("skipped: no mount namespace of one's own here");
+    }
     let m = Mount::unmounted(&[""]);
     let told = as_ordinary_user(
         &m,
