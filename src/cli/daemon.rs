@@ -101,6 +101,7 @@ fn run_daemon(plan: Plan, mut parent: File) -> bool {
 }
 
 fn mount(plan: Plan) -> anyhow::Result<Mounted> {
+    fuse::check(&plan.mountpoint)?;
     sys::set_umask_zero();
     let limit = sys::raise_nofile_limit();
     let mut options = plan.options;

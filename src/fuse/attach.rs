@@ -109,7 +109,7 @@ pub(super) fn attach(
     })
 }
 
-fn open_device() -> Result<File, Error> {
+pub(super) fn open_device() -> Result<File, Error> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|error| {
         match error.kind() {
             io::ErrorKind::NotFound => Error::NoDevice,

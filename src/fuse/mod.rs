@@ -103,6 +103,12 @@ impl Drop for Mounted {
     }
 }
 
+/// Fails if nothing can be mounted on `mountpoint`, before anything is prepared for it.
+pub fn check(mountpoint: &Path) -> Result<(), Error> {
+    attach::check_mountpoint(mountpoint)?;
+    attach::open_device().map(drop)
+}
+
 /// Mounts `overlay` on the directory `mountpoint`. Requests wait until [`Mounted::serve`].
 pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Result<Mounted, Error> {
     let mountpoint = attach::check_mountpoint(mountpoint)?;

@@ -27,6 +27,15 @@ fn mountpoints() {
     let m = Mount::unmounted(&["f=1"]);
     let missing = fails(with_upper(&m).arg(m.path("missing")));
     assert!(missing.contains("missing") && missing.contains("No such file"), "{missing}");
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        m.lower(0).display(),
+        m.upper().display(),
+        m.path("work").display()
+    );
+    let missing = fails(plyfs().args(["-o", &options]).arg(m.path("missing")));
+    assert!(missing.contains("missing") && missing.contains("No such file"), "{missing}");
+    assert_eq!(fs::read_dir(m.path("work")).unwrap().count(), 0, "left in workdir");
     fs::write(m.path("file"), "").unwrap();
     let file = fails(with_upper(&m).arg(m.path("file")));
     assert!(file.contains("ot a directory"), "{file}");
