@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Session};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -200,21 +201,42 @@ fn no_helper(error: io::Error) -> String {
     }
 }
 
+/// How long a mount may be busy: whoever used it may be just ending.
+const BUSY_PATIENCE: Duration = Duration::from_millis(500);
+const BUSY_POLL: Duration = Duration::from_millis(20);
+
 /// Detaches the mount on `mountpoint`; `lazy` also while it is in use.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
-    let error = |message| Error::Unmount { path: mountpoint.display().to_string(), message };
+    let give_up = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match try_unmount(mountpoint, lazy) {
+            Ok(()) => return Ok(()),
+            Err(message) if message.contains(BUSY) && Instant::now() < give_up => {
+                std::thread::sleep(BUSY_POLL);
+            }
+            Err(message) => {
+                return Err(Error::Unmount { path: mountpoint.display().to_string(), message });
+            }
+        }
+    }
+}
+
+/// EBUSY in words, as the kernel's errno and the helper say it.
+const BUSY: &str = "resource busy";
+
+fn try_unmount(mountpoint: &Path, lazy: bool) -> Result<(), String> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
         Ok(()) => return Ok(()),
         Err(Errno::PERM) => {}
-        Err(Errno::INVAL) => return Err(error("not mounted".to_owned())),
-        Err(errno) => return Err(error(errno.to_string())),
+        Err(Errno::INVAL) => return Err("not mounted".to_owned()),
+        Err(errno) => return Err(errno.to_string()),
     }
     let mut helper = Command::new(HELPER);
     helper.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
-    let output = helper.output().map_err(|e| error(no_helper(e)))?;
+    let output = helper.output().map_err(no_helper)?;
     if output.status.success() {
         return Ok(());
     }
-    Err(error(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")))
+    Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
 }

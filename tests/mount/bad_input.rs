@@ -208,6 +208,18 @@ fn no_fuse_device_or_no_permission() {
 }
 
 #[test]
+fn a_mount_in_use_is_not_taken_away() {
+    need_mount!();
+    let m = Mount::new(&["f=1"]);
+    let open = fs::File::open(m.at("f")).unwrap();
+    let busy = fails(plyfs().arg("umount").arg(m.merged()));
+    assert!(busy.contains("resource busy"), "{busy}");
+    assert!(is_mounted(&m.merged()));
+    drop(open);
+    m.unmount();
+}
+
+#[test]
 fn an_upper_that_overlaps_a_lower() {
     need_mount!();
     let m = Mount::unmounted(&["f=1 sub/"]);
