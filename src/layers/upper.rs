@@ -224,7 +224,7 @@ fn lock_upper(upper: &Path, root: &OwnedFd) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(root, c".", flags, Mode::empty())
         .map_err(Error::io("open upper", upper))?;
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+    match wait_for_lock(&fd) {
         Ok(()) => Ok(fd),
         Err(Errno::WOULDBLOCK) => Err(Error::Busy {
             upper: upper.display().to_string(),
@@ -279,10 +279,10 @@ pub fn try_lock(work: &Path) -> sys::Result<Option<File>> {
     Ok(Some(file))
 }
 
-fn wait_for_lock(file: &File) -> sys::Result<()> {
+fn wait_for_lock(file: impl AsFd) -> sys::Result<()> {
     let give_up = Instant::now() + LOCK_PATIENCE;
     loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) if Instant::now() < give_up => std::thread::sleep(LOCK_POLL),
             result => return result,
         }
