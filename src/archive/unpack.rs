@@ -17,12 +17,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 
 use super::tar::{Entry, Kind, Reader};
 use super::{Error, Result};
 use crate::layers::{marks, private_xattr};
-use crate::sys::{self, Errno, FileType, Stat, Timestamp};
+use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 
 /// What an ordinary user's layer directory cannot hold, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,7 +213,7 @@ impl Unpacker<'_> {
         {
             attributes = DirAttributes { mode: stat.permissions(), mtime: stat.mtime };
             self.chown(fd, stat.uid, stat.gid)?;
-            copy_xattrs(below.as_fd(), fd)
+            private_xattr::copy_others(below.as_fd(), fd)
                 .map_err(|e| Error::io("copy xattrs to", path.escape_ascii(), e.into()))?;
         }
         self.directories.insert(path.to_vec(), attributes);
@@ -364,7 +364,7 @@ impl Unpacker<'_> {
             return Ok(());
         }
         if entry.kind != Kind::Symlink {
-            at.io("chmod", chmod(object, entry.mode))?;
+            at.io("chmod", sys::chmod(object, entry.mode))?;
         }
         at.io("set times of", set_mtime(object, entry.mtime))
     }
@@ -416,7 +416,7 @@ impl Unpacker<'_> {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue, // replaced since
                 result => result.map_err(|e| Error::io("open", path.escape_ascii(), e.into()))?,
             };
-            let set = chmod(fd.as_fd(), attributes.mode)
+            let set = sys::chmod(fd.as_fd(), attributes.mode)
                 .and_then(|()| set_mtime(fd.as_fd(), attributes.mtime));
             set.map_err(|e| Error::io("set attributes of", path.escape_ascii(), e.into()))?;
         }
@@ -462,34 +462,17 @@ fn hides(root: BorrowedFd<'_>, path: &[u8]) -> bool {
     false
 }
 
-fn chmod(object: BorrowedFd<'_>, mode: u32) -> sys::Result<()> {
-    rustix::fs::chmod(sys::proc_path(object), Mode::from_raw_mode(mode & 0o7777))
-}
-
 fn set_mtime(object: BorrowedFd<'_>, time: Timestamp) -> sys::Result<()> {
-    let spec = Timespec { tv_sec: time.secs, tv_nsec: i64::from(time.nanos) };
-    let times = Timestamps { last_access: spec, last_modification: spec };
-    rustix::fs::utimensat(object, c"", &times, AtFlags::EMPTY_PATH)
+    let time = Some(TimeChange::At(time));
+    sys::set_times(object, time, time)
 }
 
 fn copy_attributes(stat: &Stat, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
     if stat.kind() != FileType::Symlink {
-        chmod(to, stat.mode)?;
+        sys::chmod(to, stat.mode)?;
     }
-    copy_xattrs(from, to)?;
+    private_xattr::copy_others(from, to)?;
     set_mtime(to, stat.mtime)
-}
-
-fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
-    let list = match sys::list_xattrs(from) {
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        result => result?,
-    };
-    let names = list.split(|b| *b == 0).filter(|name| !name.is_empty());
-    for name in names.filter(|name| !private_xattr::is_private(name)) {
-        sys::set_xattr(to, name, &sys::get_xattr(from, name)?, 0)?;
-    }
-    Ok(())
 }
 
 impl LeftOut {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, INodeNo, TimeOrNow};
 
 use crate::layers::number::Ino;
-use crate::overlay::{Attr, Error, TimeChange};
-use crate::sys::{FileType, Timestamp};
+use crate::overlay::{Attr, Error};
+use crate::sys::{FileType, TimeChange, Timestamp};
 
 pub(super) fn ino(number: INodeNo) -> Ino {
     Ino(number.0)

@@ -1,6 +1,10 @@
 //! Extended attributes that unions keep for themselves: never listed, read, or set through
 //! a mount, so that no user and no image can forge one.
 
+use std::os::fd::BorrowedFd;
+
+use crate::sys::{self, Errno};
+
 /// Name prefixes reserved by the kernel's overlayfs, fuse-overlayfs and plyfs.
 const PREFIXES: [&[u8]; 5] = [
     b"trusted.overlay.",
@@ -24,6 +28,18 @@ pub fn visible(list: &[u8]) -> Vec<u8> {
         }
     }
     shown
+}
+
+/// Copies all xattrs that are not private from one object to another.
+pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
+    let list = match sys::list_xattrs(from) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        result => result?,
+    };
+    for name in visible(&list).split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        sys::set_xattr(to, name, &sys::get_xattr(from, name)?, 0)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
 //! Attributes: getattr, setattr, statfs.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
 use crate::layers::number::Ino;
-use crate::sys::{self, FileType, Stat, Timestamp};
+use crate::sys::{self, FileType, Stat, TimeChange};
 
 /// An inode's attributes as the union shows them.
 #[derive(Clone, Copy, Debug)]
@@ -30,15 +30,6 @@ pub struct Owner {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-}
-
-/// A new value of a timestamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimeChange {
-    /// The time at which it is set.
-    Now,
-    /// This time.
-    At(Timestamp),
 }
 
 /// The attributes to change.
@@ -173,43 +164,23 @@ impl Overlay {
 }
 
 /// Owner first: changing it drops setuid.
-fn apply(object: &std::os::fd::OwnedFd, change: &SetAttr) -> Result<()> {
+fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
     if change.uid.or(change.gid).is_some() {
         let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
         rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH).context("chown", b"")?;
     }
     if let Some(mode) = change.mode {
-        chmod(object.as_fd(), mode).context("chmod", b"")?;
+        sys::chmod(object.as_fd(), mode).context("chmod", b"")?;
     }
     if change.atime.or(change.mtime).is_some() {
-        set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
+        sys::set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
     }
     Ok(())
 }
 
-/// chmod(2) of an `O_PATH` descriptor.
-pub(super) fn chmod(object: std::os::fd::BorrowedFd<'_>, mode: u32) -> sys::Result<()> {
-    rustix::fs::chmod(sys::proc_path(object), Mode::from_raw_mode(mode & 0o7777))
-}
-
-/// Sets the given timestamps of an `O_PATH` descriptor, leaving the others.
-pub(super) fn set_times(
-    object: std::os::fd::BorrowedFd<'_>,
-    atime: Option<TimeChange>,
-    mtime: Option<TimeChange>,
-) -> sys::Result<()> {
-    let spec = |change| match change {
-        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-        Some(TimeChange::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
-        Some(TimeChange::At(t)) => Timespec { tv_sec: t.secs, tv_nsec: i64::from(t.nanos) },
-    };
-    let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
-    rustix::fs::utimensat(object, c"", &times, AtFlags::EMPTY_PATH)
-}
-
 /// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
 /// the group may execute (without that it means mandatory locking; see chmod(2)).
-pub(super) fn drop_suidgid(fd: std::os::fd::BorrowedFd<'_>) -> sys::Result<()> {
+pub(super) fn drop_suidgid(fd: BorrowedFd<'_>) -> sys::Result<()> {
     let mode = sys::fstat(fd)?.permissions();
     let mut kept = mode & !0o4000;
     if mode & 0o2010 == 0o2010 {
@@ -229,11 +200,7 @@ pub(super) fn owner_change(stat: &Stat, owner: Owner) -> Option<(Option<Uid>, Op
 }
 
 /// chown(2) of an `O_PATH` descriptor, where it changes anything.
-pub(super) fn chown(
-    object: std::os::fd::BorrowedFd<'_>,
-    stat: &Stat,
-    owner: Owner,
-) -> sys::Result<()> {
+pub(super) fn chown(object: BorrowedFd<'_>, stat: &Stat, owner: Owner) -> sys::Result<()> {
     match owner_change(stat, owner) {
         Some((uid, gid)) => rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH),
         None => Ok(()),

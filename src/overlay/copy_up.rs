@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 
 use super::Overlay;
-use super::attr::{self, Owner, TimeChange};
+use super::attr::{self, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, UpperFile};
@@ -20,7 +20,7 @@ use super::real::Access;
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
-use crate::sys::{self, Errno, FileType, Stat};
+use crate::sys::{self, FileType, Stat, TimeChange};
 
 /// A copy in workdir, not published yet.
 struct Copy<'a> {
@@ -219,7 +219,7 @@ fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
 
 /// A copy-up is no change of the directory that it happens in.
 pub(super) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
-    attr::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
+    sys::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
 }
 
 /// Gives the copy the owner, mode, xattrs and times of the lower file.
@@ -227,24 +227,9 @@ fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, lower: &Stat) -> Re
     let made = sys::fstat(to).context("stat copy", b"")?;
     attr::chown(to, &made, Owner { uid: lower.uid, gid: lower.gid }).context("chown copy", b"")?;
     if lower.kind() != FileType::Symlink {
-        attr::chmod(to, lower.mode).context("chmod copy", b"")?;
+        sys::chmod(to, lower.mode).context("chmod copy", b"")?;
     }
-    copy_xattrs(from, to)?;
-    attr::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
+    private_xattr::copy_others(from, to).context("copy xattrs", b"")?;
+    sys::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
         .context("set times of copy", b"")
-}
-
-fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
-    let list = match sys::list_xattrs(from) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-        result => result.context("list xattrs", b"")?,
-    };
-    for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        if private_xattr::is_private(name) {
-            continue;
-        }
-        let value = sys::get_xattr(from, name).context("read xattr", name)?;
-        sys::set_xattr(to, name, &value, 0).context("copy xattr", name)?;
-    }
-    Ok(())
 }

@@ -246,7 +246,7 @@ impl Overlay {
         attr::chown(fd.as_fd(), &made, owner)?;
         let now = sys::fstat(&fd)?.permissions();
         if kind.file_type() != FileType::Symlink && now & 0o7000 != mode & 0o7000 {
-            attr::chmod(fd.as_fd(), now & 0o777 | mode & 0o7000)?;
+            sys::chmod(fd.as_fd(), now & 0o777 | mode & 0o7000)?;
         }
         match &self.upper {
             Some(upper) if kind.looks_like_whiteout() => upper.index().record_device(&made),

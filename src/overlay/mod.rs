@@ -46,7 +46,7 @@ mod xattr;
 
 use std::sync::Arc;
 
-pub use attr::{Attr, Owner, SetAttr, StatFs, TimeChange};
+pub use attr::{Attr, Owner, SetAttr, StatFs};
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};

@@ -7,6 +7,7 @@
 mod copy;
 mod daemon;
 mod dir;
+mod metadata;
 mod object;
 mod stat;
 mod xattr;
@@ -14,6 +15,7 @@ mod xattr;
 pub use copy::{copy_data, is_zero};
 pub use daemon::{Forked, close_inherited, fork, raise_nofile_limit, set_umask_zero};
 pub use dir::{RawEntry, read_dir};
+pub use metadata::{TimeChange, chmod, set_times};
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
     open_dir, proc_path, reopen,
@@ -27,7 +29,7 @@ pub use rustix::io::Errno;
 /// Result of one system call.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Turns expected errnos into `None` (STYLE: an expected errno has a name).
+/// Turns an expected errno into `None`.
 pub trait Ignoring<T> {
     /// `Ok(None)` if the call failed with `expected`.
     fn ignoring(self, expected: Errno) -> Result<Option<T>>;

@@ -1,0 +1,36 @@
+//! Changing attributes through an `O_PATH` descriptor, whatever it names.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, Mode, Timespec, Timestamps};
+
+use super::{Result, Timestamp, proc_path};
+
+/// A new value of a timestamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeChange {
+    /// The time at which it is set.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// chmod(2); a symlink has no mode to change (EOPNOTSUPP).
+pub fn chmod(object: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    rustix::fs::chmod(proc_path(object), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Sets the given times of last access and last change, leaving those that are `None`.
+pub fn set_times(
+    object: BorrowedFd<'_>,
+    atime: Option<TimeChange>,
+    mtime: Option<TimeChange>,
+) -> Result<()> {
+    let spec = |change| match change {
+        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        Some(TimeChange::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+        Some(TimeChange::At(t)) => Timespec { tv_sec: t.secs, tv_nsec: i64::from(t.nanos) },
+    };
+    let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
+    rustix::fs::utimensat(object, c"", &times, AtFlags::EMPTY_PATH)
+}
