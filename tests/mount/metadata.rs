@@ -43,7 +43,13 @@ fn owners_and_what_drops_setuid() {
             .args(["--reuid=12", "--regid=34", "--clear-groups", "sh", "-euc", line])
             .current_dir(m.merged()))
     };
-    for line in ["echo x >> f", "truncate -s 1 f", "printf x | dd of=f conv=notrunc"] {
+    let writes = [
+        "echo x >> f",
+        "truncate -s 1 f",
+        "printf x | dd of=f conv=notrunc",
+        "fallocate -l 9000 f",
+    ];
+    for line in writes {
         fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o6777)).unwrap();
         m.sh(line);
         assert_eq!(fs::metadata(m.at("f")).unwrap().mode() & 0o7777, 0o6777, "root: {line}");
