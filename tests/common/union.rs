@@ -50,6 +50,18 @@ impl Union {
         self.overlay = Some(Overlay::open(&options).unwrap());
     }
 
+    /// Closes the union, makes its upper the topmost lower layer, and opens it with a new one.
+    pub fn stack(&mut self) {
+        self.overlay = None;
+        let below = self.dir.path().join(format!("stacked{}", self.lowers.len()));
+        std::fs::rename(self.upper(), &below).unwrap();
+        std::fs::remove_dir_all(self.work()).unwrap();
+        std::fs::create_dir(self.upper()).unwrap();
+        std::fs::create_dir(self.work()).unwrap();
+        self.lowers.insert(0, below);
+        self.remount();
+    }
+
     /// What lies in upper.
     pub fn tell_upper(&self) -> Vec<String> {
         super::tell(&self.upper())
