@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::daemon::{self, Plan};
 use super::mount_options::{Call, Options};
 use crate::fuse::{Allow, FS_TYPE, MountConfig, MountFlag};
-use crate::overlay::{MountOptions, UpperOptions};
+use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::Store;
 
 /// Arguments of `plyfs mount`.
@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// No writable layer
     #[arg(long, conflicts_with = "upper")]
     read_only: bool,
+    /// What may lie in the writable layer; default: rich for an image, plain for directories
+    #[arg(long, value_name = "FORM", conflicts_with = "read_only")]
+    form: Option<Form>,
     /// Do not sync what is copied up: a crash of the machine may lose changes
     #[arg(long)]
     volatile: bool,
@@ -43,6 +46,24 @@ pub(super) struct Args {
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
+}
+
+/// [`UpperForm`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Form {
+    /// Files and marks alone: a valid OCI changeset at any time
+    Plain,
+    /// Private xattrs too: directories are renamed, and attributes changed, without a copy
+    Rich,
+}
+
+impl From<Form> for UpperForm {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Plain => Self::Plain,
+            Form::Rich => Self::Rich,
+        }
+    }
 }
 
 /// Runs `plyfs mount`.
@@ -64,6 +85,7 @@ fn mount_directories(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
     if let (Some(upper), Some(work)) = (&args.upper, &args.work) {
         options.upper = Some(UpperOptions { upper: upper.clone(), work: work.clone() });
     }
+    options.form = args.form.map_or(UpperForm::Plain, UpperForm::from);
     let source = args.lower[0].to_string_lossy().into_owned();
     daemon::start(plan(args, options, source, mountpoint))?.serve()
 }
@@ -80,6 +102,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     }
     let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
     options.upper = Some(UpperOptions { upper: container.upper(), work: container.work() });
+    options.form = args.form.map_or(UpperForm::Rich, UpperForm::from);
     let plan = plan(args, options, asked.to_owned(), mountpoint);
     let started = check_layers(&plan.options).and_then(|()| daemon::start(plan));
     if started.is_err() && is_new {
@@ -147,7 +170,8 @@ fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
 pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
     let call = Call::parse(&args[1..])?;
     super::start_log(call.debug.then_some(log::LevelFilter::Debug));
-    let Options { lowers, upper, work, volatile, fsname, allow, flags, unknown } = call.options;
+    let Options { lowers, upper, work, form, volatile, fsname, allow, flags, unknown } =
+        call.options;
     for option in unknown {
         eprintln!("plyfs: warning: unknown option {option} ignored");
     }
@@ -155,6 +179,7 @@ pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
     let source = fsname.or(call.source).unwrap_or(program);
     let mut options = MountOptions::new(lowers);
     options.volatile = volatile;
+    options.form = form;
     if let (Some(upper), Some(work)) = (upper, work) {
         options.upper = Some(UpperOptions { upper, work });
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use crate::fuse::{Allow, MountFlag};
+use crate::overlay::UpperForm;
 
 /// What the options ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,7 @@ pub(super) struct Options {
     pub(super) lowers: Vec<PathBuf>,
     pub(super) upper: Option<PathBuf>,
     pub(super) work: Option<PathBuf>,
+    pub(super) form: UpperForm,
     pub(super) volatile: bool,
     pub(super) fsname: Option<String>,
     pub(super) allow: Option<Allow>,
@@ -141,6 +143,7 @@ impl Options {
                 self.fsname = Some(unescape(needed()?).to_string_lossy().into_owned());
             }
             "volatile" => self.volatile = true,
+            "rich" => self.form = UpperForm::Rich,
             "allow_other" => self.allow = Some(Allow::Everybody),
             "allow_root" => self.allow = Some(Allow::OwnerAndRoot),
             _ if REFUSED.contains(&name.as_str()) => {

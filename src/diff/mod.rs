@@ -2,6 +2,7 @@
 //!
 //! The lowers alone are taken as one union, "before"; upper is walked beside it. A whiteout
 //! is a deletion; an opaque directory deletes every name before that it has not itself.
+//! Below a redirected directory, the tree with upper on top, "after", is compared instead.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::layers::index::Index;
 use crate::layers::lower::{LayerDir, read_layer_dir};
 use crate::layers::number::Ino;
+use crate::layers::redirect::Namespace;
 use crate::overlay::{MountOptions, Overlay, UpperOptions};
 use crate::sys::{self, Errno, FileType, Stat};
 
@@ -40,9 +42,9 @@ pub enum Error {
     /// The layers cannot be opened.
     #[error(transparent)]
     Layers(#[from] crate::layers::Error),
-    /// The layers below cannot be read.
+    /// A tree cannot be read.
     #[error("{path}: {cause}")]
-    Before {
+    Tree {
         /// Where, escaped.
         path: String,
         /// What failed.
@@ -63,6 +65,8 @@ pub fn changes(
     lowers: Vec<std::path::PathBuf>,
     upper: &UpperOptions,
 ) -> Result<BTreeMap<Vec<u8>, Change>, Error> {
+    let with_upper = std::iter::once(upper.upper.clone()).chain(lowers.iter().cloned());
+    let after = Overlay::open(&MountOptions::new(with_upper.collect()))?;
     let before = Overlay::open(&MountOptions::new(lowers))?;
     let root = sys::open_dir(&upper.upper)
         .map_err(|errno| Error::Upper { path: upper.upper.display().to_string(), errno })?;
@@ -70,13 +74,16 @@ pub fn changes(
         .map_err(|errno| Error::Upper { path: upper.work.display().to_string(), errno })?;
     let is_real = Index::real_devices(work.as_fd())
         .map_err(|errno| Error::Upper { path: "workdir".to_owned(), errno })?;
-    let mut walk = Walk { before, is_real: &is_real, changes: BTreeMap::new() };
+    let namespace = Namespace::of_this_process();
+    let mut walk = Walk { before, after, is_real: &is_real, namespace, changes: BTreeMap::new() };
     walk.directory(root, Some(Ino::ROOT), b"")?;
     Ok(walk.changes)
 }
 
 struct Walk<'a> {
     before: Overlay,
+    after: Overlay,
+    namespace: Namespace,
     is_real: &'a dyn Fn(&Stat) -> bool,
     changes: BTreeMap<Vec<u8>, Change>,
 }
@@ -87,8 +94,13 @@ impl Walk<'_> {
     fn directory(&mut self, dir: OwnedFd, before: Option<Ino>, path: &[u8]) -> Result<(), Error> {
         let mut todo = vec![(dir, before, path.to_vec())];
         while let Some((dir, before, path)) = todo.pop() {
+            let redirect = self.namespace.read_redirect(dir.as_fd());
+            if redirect.map_err(|errno| upper_error(&path, errno))?.is_some() {
+                self.redirected(&path, before)?;
+                continue;
+            }
             let found = read_layer_dir(dir.as_fd(), self.is_real)
-                .map_err(|errno| Error::Upper { path: path.escape_ascii().to_string(), errno })?;
+                .map_err(|errno| upper_error(&path, errno))?;
             self.deletions(&found, before, &path)?;
             for entry in found.entries {
                 let at = [&path, &b"/"[..], &entry.name].concat();
@@ -97,12 +109,39 @@ impl Walk<'_> {
                 self.changes.insert(at.clone(), change);
                 if entry.kind == FileType::Directory {
                     let below = sys::open_at(dir.as_fd(), &entry.name, sys::O_DIRECTORY);
-                    let below = below.map_err(|errno| Error::Upper {
-                        path: at.escape_ascii().to_string(),
-                        errno,
-                    })?;
+                    let below = below.map_err(|errno| upper_error(&at, errno))?;
                     let old = old.filter(|(_, kind)| *kind == FileType::Directory);
                     todo.push((below, old.map(|(ino, _)| ino), at));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares all that a redirected directory shows with what was there before.
+    fn redirected(&mut self, path: &[u8], before: Option<Ino>) -> Result<(), Error> {
+        let mut after = Ino::ROOT;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let found = self.after.lookup(after, name);
+            after = found.map_err(|cause| tree_error(path, cause))?.ino;
+        }
+        let mut todo = vec![(after, before, path.to_vec())];
+        while let Some((after, before, path)) = todo.pop() {
+            let names = names(&self.after, after, &path)?;
+            for (name, ino, kind) in &names {
+                let at = [&path, &b"/"[..], name].concat();
+                let old = self.lookup(before, name, &at)?;
+                let change = if old.is_some() { Change::Changed } else { Change::Added };
+                self.changes.insert(at.clone(), change);
+                if *kind == FileType::Directory {
+                    let old = old.filter(|(_, kind)| *kind == FileType::Directory);
+                    todo.push((*ino, old.map(|(ino, _)| ino), at));
+                }
+            }
+            let Some(before) = before else { continue };
+            for (name, ..) in crate::diff::names(&self.before, before, &path)? {
+                if !names.iter().any(|(kept, ..)| *kept == name) {
+                    self.changes.insert([&path, &b"/"[..], &name].concat(), Change::Deleted);
                 }
             }
         }
@@ -120,12 +159,7 @@ impl Walk<'_> {
         };
         let mut gone = found.whiteouts.clone();
         if found.opaque {
-            self.before
-                .readdir(before, 2, |entry| {
-                    gone.push(entry.name.clone());
-                    true
-                })
-                .map_err(|cause| self.before_error(path, cause))?;
+            gone.extend(names(&self.before, before, path)?.into_iter().map(|(name, ..)| name));
         }
         for name in gone {
             let at = [path, &b"/"[..], &name].concat();
@@ -147,13 +181,29 @@ impl Walk<'_> {
         match self.before.lookup(dir, name) {
             Ok(attr) => Ok(Some((attr.ino, attr.kind))),
             Err(crate::overlay::Error::NotFound) => Ok(None),
-            Err(cause) => Err(self.before_error(path, cause)),
+            Err(cause) => Err(tree_error(path, cause)),
         }
     }
+}
 
-    fn before_error(&self, path: &[u8], cause: crate::overlay::Error) -> Error {
-        Error::Before { path: path.escape_ascii().to_string(), cause }
-    }
+/// What a directory of a union shows.
+fn names(tree: &Overlay, dir: Ino, path: &[u8]) -> Result<Vec<(Box<[u8]>, Ino, FileType)>, Error> {
+    let mut names = Vec::new();
+    let after_dots = 2;
+    tree.readdir(dir, after_dots, |entry| {
+        names.push((entry.name.clone(), entry.attr.ino, entry.attr.kind));
+        true
+    })
+    .map_err(|cause| tree_error(path, cause))?;
+    Ok(names)
+}
+
+fn tree_error(path: &[u8], cause: crate::overlay::Error) -> Error {
+    Error::Tree { path: path.escape_ascii().to_string(), cause }
+}
+
+fn upper_error(path: &[u8], errno: Errno) -> Error {
+    Error::Upper { path: path.escape_ascii().to_string(), errno }
 }
 
 #[cfg(test)]

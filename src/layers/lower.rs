@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::marks::{self, Meaning};
+use super::redirect::Namespace;
 use super::{Error, marks::NAME_MAX};
 use crate::sys::{self, FileType, Stat};
 
@@ -17,20 +18,29 @@ pub struct Lower {
     root: OwnedFd,
     path: PathBuf,
     is_private: bool,
+    is_rich: bool,
 }
 
 impl Lower {
     /// Opens the layer at `path`.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path, namespace: Namespace) -> Result<Self, Error> {
         let opened = sys::open_dir(path).map_err(Error::io("open lower", path))?;
         let private = sys::clone_mount(opened.as_fd()).ok();
         let is_private = private.is_some();
-        Ok(Self { root: private.unwrap_or(opened), path: path.to_owned(), is_private })
+        let root = private.unwrap_or(opened);
+        let is_rich =
+            namespace.is_rich(root.as_fd()).map_err(Error::io("read xattrs of lower", path))?;
+        Ok(Self { root, path: path.to_owned(), is_private, is_rich })
     }
 
     /// Whether nothing can be mounted inside; else a name may lead to another filesystem.
     pub fn is_private(&self) -> bool {
         self.is_private
+    }
+
+    /// Whether it may hold pointers (see [`super::redirect`]): it was a rich upper once.
+    pub fn is_rich(&self) -> bool {
+        self.is_rich
     }
 
     /// The layer's root directory.

@@ -9,6 +9,7 @@
 //! - [`upper`]: upper and workdir: temporaries, publish-by-rename, the lock
 //! - [`index`]: hard links and inode numbers that outlive copy-up, kept in workdir
 //! - [`private_xattr`]: xattrs that belong to unions and are never shown
+//! - [`redirect`]: where a renamed directory's or a metacopy's rest lies in the layers below
 //! - [`number`]: one number space for the inodes of several devices
 
 pub mod index;
@@ -16,6 +17,7 @@ pub mod lower;
 pub mod marks;
 pub mod number;
 pub mod private_xattr;
+pub mod redirect;
 pub mod upper;
 
 use crate::sys::Errno;

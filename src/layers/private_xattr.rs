@@ -1,42 +1,78 @@
-//! Extended attributes that unions keep for themselves: never listed, read, or set through
-//! a mount, so that no user and no image can forge one.
+//! Extended attributes that unions keep for themselves: no user and no image can forge one.
+//!
+//! A name that is private to unions is *escaped* on its way through the mount, as the
+//! kernel's overlayfs does it: who sets `trusted.overlay.opaque` in the mount gets
+//! `trusted.overlay.overlay.opaque` in the layer, which marks nothing, and reads it back
+//! under the name that was set. So a union can be a layer of another one. What a layer holds
+//! under a private name is never seen.
 
+use std::borrow::Cow;
 use std::os::fd::BorrowedFd;
 
 use crate::sys::{self, Errno};
 
-/// Name prefixes reserved by the kernel's overlayfs, fuse-overlayfs and plyfs.
-const PREFIXES: [&[u8]; 5] = [
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
-    b"trusted.plyfs.",
-    b"user.plyfs.",
+/// The namespaces and words that the kernel's overlayfs, fuse-overlayfs and plyfs reserve:
+/// all names `NAMESPACE.WORD.*`.
+const RESERVED: [(&[u8], &[u8]); 5] = [
+    (b"trusted.", b"overlay."),
+    (b"user.", b"overlay."),
+    (b"user.", b"fuseoverlayfs."),
+    (b"trusted.", b"plyfs."),
+    (b"user.", b"plyfs."),
 ];
+
+/// The reserved words of a private name, and what follows them.
+fn split(name: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
+    RESERVED.iter().find_map(|(namespace, word)| {
+        let rest = name.strip_prefix(*namespace)?.strip_prefix(*word)?;
+        Some((*namespace, *word, rest))
+    })
+}
 
 /// Whether the xattr `name` belongs to a union.
 pub fn is_private(name: &[u8]) -> bool {
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    split(name).is_some()
 }
 
-/// The visible part of a NUL-separated list as listxattr(2) gives it.
+/// The name under which a layer holds what the mount shows as `name`.
+pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
+    match split(name) {
+        Some((namespace, word, rest)) => Cow::Owned([namespace, word, word, rest].concat()),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// The name that the mount shows for a layer's `name`; `None` if it is a union's own.
+fn unescape(name: &[u8]) -> Option<Cow<'_, [u8]>> {
+    match split(name) {
+        Some((namespace, word, rest)) => {
+            Some(Cow::Owned([namespace, word, rest.strip_prefix(word)?].concat()))
+        }
+        None => Some(Cow::Borrowed(name)),
+    }
+}
+
+fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|byte| *byte == 0).filter(|name| !name.is_empty())
+}
+
+/// What the mount shows of a NUL-separated list as listxattr(2) gives it.
 pub fn visible(list: &[u8]) -> Vec<u8> {
     let mut shown = Vec::with_capacity(list.len());
-    for name in list.split_inclusive(|b| *b == 0) {
-        if !is_private(name) {
-            shown.extend_from_slice(name);
-        }
+    for name in names(list).filter_map(unescape) {
+        shown.extend_from_slice(&name);
+        shown.push(0);
     }
     shown
 }
 
-/// Copies all xattrs that are not private from one object to another.
+/// Copies all xattrs that are not a union's own from one object to another.
 pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
     let list = match sys::list_xattrs(from) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
         result => result?,
     };
-    for name in visible(&list).split(|b| *b == 0).filter(|name| !name.is_empty()) {
+    for name in names(&list).filter(|name| unescape(name).is_some()) {
         sys::set_xattr(to, name, &sys::get_xattr(from, name)?, 0)?;
     }
     Ok(())
@@ -51,5 +87,19 @@ mod tests {
         let list = b"user.a\0trusted.overlay.opaque\0user.overlayed\0user.fuseoverlayfs.x\0";
         assert_eq!(visible(list), b"user.a\0user.overlayed\0");
         assert_eq!(visible(b""), b"");
+    }
+
+    #[test]
+    fn what_a_user_sets_is_escaped_and_comes_back() {
+        let table: &[(&[u8], &[u8])] = &[
+            (b"user.note", b"user.note"),
+            (b"trusted.overlay.opaque", b"trusted.overlay.overlay.opaque"),
+            (b"user.plyfs.redirect", b"user.plyfs.plyfs.redirect"),
+            (b"user.overlay.overlay.x", b"user.overlay.overlay.overlay.x"),
+        ];
+        for (shown, held) in table {
+            assert_eq!(&escape(shown)[..], *held);
+            assert_eq!(visible(&[*held, b"\0"].concat()), [*shown, b"\0"].concat());
+        }
     }
 }

@@ -15,12 +15,14 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
 use super::index::Index;
+use super::redirect::Namespace;
 use super::{Error, marks};
 use crate::sys::{self, Errno, FileType, Ignoring};
 
@@ -32,7 +34,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Upper {
     root: OwnedFd,
-    tmp: OwnedFd,
+    is_rich: AtomicBool,
+    tmp: Arc<OwnedFd>,
     index: Index,
     next_temp: AtomicU64,
     /// Hold the locks until dropped.
@@ -41,19 +44,48 @@ pub struct Upper {
 
 impl Upper {
     /// Opens upper and workdir, takes the lock for `holder` and clears what a crash left.
-    pub fn open(upper: &Path, work: &Path, holder: &str) -> Result<Self, Error> {
+    pub fn open(
+        upper: &Path,
+        work: &Path,
+        namespace: Namespace,
+        holder: &str,
+    ) -> Result<Self, Error> {
         let root = sys::open_dir(upper).map_err(Error::io("open upper", upper))?;
         let work_fd = sys::open_dir(work).map_err(Error::io("open workdir", work))?;
         check_places(upper, &root, work, &work_fd)?;
         let locks = (take_lock(upper, work, &work_fd, holder)?, lock_upper(upper, &root)?);
         let tmp = open_tmp(&work_fd).map_err(Error::io("prepare workdir", work))?;
         let index = Index::open(work_fd.as_fd()).map_err(Error::io("open the index in", work))?;
-        Ok(Self { root, tmp, index, next_temp: AtomicU64::new(0), _locks: locks })
+        let is_rich =
+            namespace.is_rich(root.as_fd()).map_err(Error::io("read xattrs of upper", upper))?;
+        Ok(Self {
+            root,
+            is_rich: is_rich.into(),
+            tmp: Arc::new(tmp),
+            index,
+            next_temp: AtomicU64::new(0),
+            _locks: locks,
+        })
     }
 
     /// The upper directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Whether it may hold pointers (see [`super::redirect`]).
+    pub fn is_rich(&self) -> bool {
+        self.is_rich.load(Ordering::Relaxed)
+    }
+
+    /// Allows it to hold pointers; false if its filesystem cannot.
+    pub fn make_rich(&self, namespace: Namespace) -> bool {
+        if let Err(errno) = namespace.make_rich(self.root()) {
+            log::warn!("upper takes no xattrs ({errno}): renaming directories copies them");
+            return false;
+        }
+        self.is_rich.store(true, Ordering::Relaxed);
+        true
     }
 
     /// The index in workdir.
@@ -65,6 +97,19 @@ impl Upper {
     pub fn temp(&self) -> Temp<'_> {
         let name = format!("{:x}", self.next_temp.fetch_add(1, Ordering::Relaxed));
         Temp { dir: self.tmp.as_fd(), name: name.into_bytes(), armed: true }
+    }
+
+    /// Gives a file a name in workdir for as long as the guard lives.
+    pub fn park(&self, file: BorrowedFd<'_>) -> sys::Result<Parked> {
+        let temp = self.temp();
+        sys::link_fd(file, temp.dir, &temp.name)?;
+        Ok(self.keep(temp))
+    }
+
+    /// Keeps what was built in workdir under its name there for as long as the guard lives.
+    pub fn keep(&self, mut temp: Temp<'_>) -> Parked {
+        temp.armed = false;
+        Parked { dir: Arc::clone(&self.tmp), name: std::mem::take(&mut temp.name) }
     }
 
     /// Moves `name` of `dir`, a directory in upper, out of sight and removes it with its marks.
@@ -79,7 +124,7 @@ impl Upper {
         if mark.content.is_empty() {
             return make_mark(dir, &mark.file_name);
         }
-        let temp = self.temp();
+        let mut temp = self.temp();
         let fd = temp.create_file(0o600)?;
         rustix::io::write(&fd, &mark.content)?;
         temp.publish(dir, &mark.file_name)
@@ -135,7 +180,7 @@ impl Temp<'_> {
     }
 
     /// Renames it to `name` in `dir`, replacing a file or an empty directory there.
-    pub fn publish(mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+    pub fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
         rustix::fs::renameat(self.dir, &self.name[..], dir, name)?;
         self.armed = false;
         Ok(())
@@ -147,6 +192,28 @@ impl Drop for Temp<'_> {
         if self.armed
             && let Err(errno) = remove_tree(self.dir, &self.name)
         {
+            log::warn!("remove workdir's {}: {errno}", self.name.escape_ascii());
+        }
+    }
+}
+
+/// A file that has a name in workdir alone; the name goes with the guard.
+#[derive(Debug)]
+pub struct Parked {
+    dir: Arc<OwnedFd>,
+    name: Vec<u8>,
+}
+
+impl Parked {
+    /// Opens the file, `O_PATH`.
+    pub fn open(&self) -> sys::Result<OwnedFd> {
+        sys::open_at(self.dir.as_fd(), &self.name, sys::O_PATH)
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::unlinkat(&self.dir, &self.name[..], AtFlags::empty()) {
             log::warn!("remove workdir's {}: {errno}", self.name.escape_ascii());
         }
     }
@@ -293,6 +360,10 @@ fn wait_for_lock(file: impl AsFd) -> sys::Result<()> {
 mod tests {
     use super::*;
 
+    fn open(upper: &Path, work: &Path, holder: &str) -> Result<Upper, Error> {
+        Upper::open(upper, work, Namespace::of_this_process(), holder)
+    }
+
     fn dirs() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
@@ -304,13 +375,13 @@ mod tests {
     #[test]
     fn a_second_mount_is_refused_and_names_the_first() {
         let (_dir, upper, work) = dirs();
-        let first = Upper::open(&upper, &work, "pid 1 on /first").unwrap();
-        let error = Upper::open(&upper, &work, "second").unwrap_err().to_string();
+        let first = open(&upper, &work, "pid 1 on /first").unwrap();
+        let error = open(&upper, &work, "second").unwrap_err().to_string();
         assert!(error.contains("pid 1 on /first"), "{error}");
         assert_eq!(lock_holder(&work).as_deref(), Some("pid 1 on /first"));
         drop(first);
         assert_eq!(lock_holder(&work), None);
-        Upper::open(&upper, &work, "second").unwrap();
+        open(&upper, &work, "second").unwrap();
     }
 
     #[test]
@@ -318,7 +389,7 @@ mod tests {
         let (_dir, upper, work) = dirs();
         std::fs::create_dir_all(work.join("tmp/0/below")).unwrap();
         std::fs::write(work.join("tmp/1"), "half").unwrap();
-        let opened = Upper::open(&upper, &work, "me").unwrap();
+        let opened = open(&upper, &work, "me").unwrap();
         assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
         let temp = opened.temp();
         temp.create_file(0o600).unwrap();
@@ -331,7 +402,7 @@ mod tests {
         let (_dir, upper, _) = dirs();
         let inside = upper.join("work");
         std::fs::create_dir(&inside).unwrap();
-        let error = Upper::open(&upper, &inside, "me").unwrap_err();
+        let error = open(&upper, &inside, "me").unwrap_err();
         assert!(matches!(error, Error::WorkInsideUpper { .. }), "{error}");
     }
 }

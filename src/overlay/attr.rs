@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
+use super::held::Held;
 use super::inode::Inode;
 use super::real::Access;
 use crate::layers::number::Ino;
@@ -84,30 +85,38 @@ impl Overlay {
             None => self.stat_object(inode)?,
         };
         stat.nlink = self.nlink(inode, &stat);
+        if let Some(data) = &inode.state.read().data {
+            stat.blocks = data.blocks;
+        }
         Ok(Attr { ino: inode.ino, kind: inode.kind, stat })
     }
 
     /// The link count that the merged tree shows.
     ///
-    /// A directory that has lower parts has 1, as on the kernel's overlayfs: subdirectories of
-    /// several layers cannot be counted cheaply, and 1 tells find(1) not to rely on it.
+    /// A directory that several layers make has 1, as on the kernel's overlayfs: their
+    /// subdirectories cannot be counted cheaply, and 1 tells find(1) not to rely on it.
     fn nlink(&self, inode: &Inode, stat: &Stat) -> u32 {
-        let (in_upper, linked, has_lowers) = {
+        let (in_upper, linked, parts, own_links) = {
             let state = inode.state.read();
-            let has_lowers = state.lower_dirs.as_ref().is_some_and(|dirs| !dirs.is_empty());
-            (state.upper.is_some(), !state.links.is_empty(), has_lowers)
+            let lowers = state.lower_dirs.as_ref().map_or(0, |dirs| dirs.len());
+            let held = state.upper.as_ref().and_then(|upper| upper.held.as_ref());
+            let own_links = held.map_or(0, Held::own_links);
+            let in_upper = state.upper.is_some();
+            (in_upper, !state.links.is_empty(), lowers + usize::from(in_upper), own_links)
         };
         if inode.is_dir() {
             return match linked || inode.ino == Ino::ROOT {
-                true if has_lowers => 1,
+                true if parts > 1 => 1,
                 true => stat.nlink,
                 false => 0,
             };
         }
         let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
         match (in_upper, left) {
-            (true, Some(left)) if self.is_indexed(inode) => stat.nlink.saturating_sub(1) + left,
-            (true, _) => stat.nlink,
+            (true, Some(left)) if self.is_indexed(inode) => {
+                stat.nlink.saturating_sub(1 + own_links) + left
+            }
+            (true, _) => stat.nlink.saturating_sub(own_links),
             (false, Some(left)) => left,
             (false, None) if linked => stat.nlink,
             (false, None) => 0,
@@ -121,9 +130,12 @@ impl Overlay {
     /// Changes attributes; a lower file is copied up first.
     pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
-        self.copy_up_shortened(&inode, change.size)?;
-        if let Some(size) = change.size {
-            self.truncate(&inode, size, change.kill_suidgid)?;
+        match change.size {
+            Some(size) => {
+                self.copy_up_shortened(&inode, size)?;
+                self.truncate(&inode, size, change.kill_suidgid)?;
+            }
+            None => self.copy_up_attributes(&inode)?,
         }
         let touched = change.mode.or(change.uid).or(change.gid).is_some()
             || change.atime.or(change.mtime).is_some();

@@ -1,5 +1,9 @@
 //! Copy-up: giving a lower file its place in upper, at the first change.
 //!
+//! Where upper may hold pointers and only attributes change, a large file's data stays where
+//! it is (a metacopy); the first change of the data completes the copy. A metacopy has one
+//! name: a file of several is copied whole.
+//!
 //! The copy is built in workdir and published by one rename, so a crash leaves the lower
 //! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, rename
 //! (chown drops setuid and capabilities, so it comes before the mode and the xattrs).
@@ -14,13 +18,15 @@ use super::Overlay;
 use super::attr::{self, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
-use super::inode::{Inode, Link, UpperFile};
+use super::held::Held;
+use super::inode::{Inode, Link, LowerData, UpperFile};
 use super::listing::{LayerIndex, Listing};
-use super::real::Access;
+use super::real::{Access, with_write_permission};
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
+use crate::layers::redirect::{self, Below, Metacopy};
 use crate::layers::upper::Temp;
-use crate::sys::{self, FileType, Stat, TimeChange};
+use crate::sys::{self, Errno, FileType, Stat, TimeChange};
 
 /// A copy in workdir, not published yet.
 struct Copy<'a> {
@@ -28,25 +34,45 @@ struct Copy<'a> {
     /// `O_PATH`, or open for data where it is a regular file.
     fd: OwnedFd,
     stat: Stat,
+    /// Where the data is, if not in the copy.
+    data: Option<Arc<LowerData>>,
+}
+
+/// How much of a file an operation needs in upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Attributes,
+    All,
+    /// The first bytes only: the file is about to be cut to this size.
+    Shortened(u64),
 }
 
 impl Overlay {
     /// Gives the inode, and the directories above it, a place in upper.
     pub(super) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up_shortened(inode, None)
+        self.copy_up_extent(inode, Extent::All)
     }
 
-    /// As [`copy_up`](Self::copy_up), but copies only the first `size` bytes, where the file
-    /// is about to be cut to that size.
-    pub(super) fn copy_up_shortened(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+    /// As [`copy_up`](Self::copy_up), but copies only the first `size` bytes, for the file is
+    /// about to be cut to that size.
+    pub(super) fn copy_up_shortened(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
+        self.copy_up_extent(inode, Extent::Shortened(size))
+    }
+
+    /// As [`copy_up`](Self::copy_up), but the data may stay in the lower layer.
+    pub(super) fn copy_up_attributes(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up_extent(inode, Extent::Attributes)
+    }
+
+    fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
         self.upper()?;
-        if inode.in_upper() {
+        if is_enough(inode, extent) {
             return Ok(());
         }
         if let Some(link) = inode.any_link() {
             self.copy_up_ancestors(&link.parent)?;
         }
-        self.copy_up_one(inode, size)
+        self.copy_up_one(inode, extent)
     }
 
     /// As [`copy_up`](Self::copy_up), and makes this very name upper's: a hard link that the
@@ -57,7 +83,7 @@ impl Overlay {
         name: &[u8],
         inode: &Arc<Inode>,
     ) -> Result<()> {
-        self.copy_up(inode)?;
+        self.copy_up_attributes(inode)?;
         self.copy_up(parent)?;
         drop(self.listing(parent)?);
         let mut names = parent.dir.write();
@@ -67,7 +93,8 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let before = sys::fstat(dir.as_fd()).context("stat", name)?;
         let object = self.object(inode)?;
-        sys::link_fd(object.as_fd(), dir.as_fd(), name).context("link copy", name)?;
+        with_write_permission(&dir, || sys::link_fd(object.as_fd(), dir.as_fd(), name))
+            .context("link copy", name)?;
         best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
         let index = self.upper()?.index();
         let left = index.left(inode.ino).unwrap_or(1).saturating_sub(1);
@@ -85,69 +112,98 @@ impl Overlay {
             at = parent;
         }
         while let Some(dir) = missing.pop() {
-            self.copy_up_one(&dir, None)?;
+            self.copy_up_one(&dir, Extent::All)?;
         }
         Ok(())
     }
 
-    /// Copies up an inode whose parent is in upper.
-    fn copy_up_one(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+    /// Copies up an inode whose parent is in upper, or completes a metacopy.
+    fn copy_up_one(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
         let _one_at_a_time = inode.copy_up.lock();
-        if inode.in_upper() {
+        if is_enough(inode, extent) {
             return Ok(());
         }
-        let lower_stat = self.stat_object(inode)?;
-        let copy = self.build_copy(inode, &lower_stat, size)?;
-        self.publish_copy(inode, &lower_stat, copy)?;
+        let stat = self.stat_object(inode)?;
+        if stat.is_protected() {
+            return Err(Errno::PERM).context("change a file that is immutable", b"");
+        }
+        let copy = self.build_copy(inode, &stat, extent)?;
+        self.publish_copy(inode, &stat, copy)?;
         // What was opened from the lower layer must not be read from any more.
         self.fds.remove(FdKey::Read(inode.ino));
         Ok(())
     }
 
-    fn build_copy(&self, inode: &Arc<Inode>, lower: &Stat, size: Option<u64>) -> Result<Copy<'_>> {
+    fn build_copy(&self, inode: &Arc<Inode>, lower: &Stat, extent: Extent) -> Result<Copy<'_>> {
         let temp = self.upper()?.temp();
         let object = self.object(inode)?;
-        let fd = self.build_node(inode, lower, &temp, &object, size)?;
+        let (fd, data) = match inode.kind {
+            FileType::RegularFile => self.build_file(inode, lower, &temp, extent)?,
+            kind => (build_node(kind, lower, &temp, &object)?, None),
+        };
         copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
         if inode.kind == FileType::RegularFile && !self.volatile {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
         let stat = sys::fstat(&fd).context("stat copy", b"")?;
-        Ok(Copy { temp, fd, stat })
+        Ok(Copy { temp, fd, stat, data })
     }
 
-    /// Makes the node in workdir, with its data.
-    fn build_node(
+    /// Makes a regular file in workdir, with its data or with a pointer to it.
+    fn build_file(
         &self,
         inode: &Arc<Inode>,
         lower: &Stat,
         temp: &Temp<'_>,
-        object: &OwnedFd,
-        size: Option<u64>,
-    ) -> Result<OwnedFd> {
-        let (dir, name) = (temp.dir(), temp.name());
-        match inode.kind {
-            FileType::RegularFile => {
-                let fd = temp.create_file(0o600).context("create copy", name)?;
-                let wanted = size.map_or(lower.size, |size| size.min(lower.size));
-                let from = self.data(inode, Access::Read)?;
-                sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
-                return Ok(fd);
+        extent: Extent,
+    ) -> Result<(OwnedFd, Option<Arc<LowerData>>)> {
+        let name = temp.name();
+        let fd = temp.create_file(0o600).context("create copy", name)?;
+        let wanted = match extent {
+            Extent::Attributes => {
+                if let Some(data) = self.point_to_data(inode, lower, fd.as_fd()) {
+                    return Ok((fd, Some(data)));
+                }
+                lower.size
             }
-            FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
-            FileType::Symlink => {
-                let target =
-                    rustix::fs::readlinkat(object, c"", Vec::new()).context("read link", name)?;
-                rustix::fs::symlinkat(target, dir, name)
-            }
-            kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
-        }
-        .context("create copy", name)?;
-        sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
+            Extent::All => lower.size,
+            Extent::Shortened(size) => size.min(lower.size),
+        };
+        let from = self.data(inode, Access::Read)?;
+        sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
+        Ok((fd, None))
     }
 
-    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
+    /// Makes `fd` a metacopy, if that is allowed and worth it; else the data must be copied.
+    fn point_to_data(
+        &self,
+        inode: &Inode,
+        lower: &Stat,
+        fd: BorrowedFd<'_>,
+    ) -> Option<Arc<LowerData>> {
+        if !self.makes_pointers || lower.nlink > 1 || lower.size < redirect::METACOPY_MIN {
+            return None;
+        }
+        let data = {
+            let state = inode.state.read();
+            let of_lower = || {
+                let file = state.lower.clone()?;
+                Some(Arc::new(LowerData { file, blocks: lower.blocks }))
+            };
+            state.data.clone().or_else(of_lower)?
+        };
+        let path = data.file.path().into();
+        let file = Below { depth: data.file.dir.layer, path };
+        let pointer = Metacopy { file, blocks: data.blocks };
+        let made = rustix::fs::ftruncate(fd, lower.size)
+            .and_then(|()| self.namespace.write_metacopy(fd, &pointer));
+        made.inspect_err(|errno| log::debug!("no metacopy: {errno}")).ok()?;
+        Some(data)
+    }
+
+    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, mut copy: Copy<'_>) -> Result<()> {
         let index = self.upper()?.index();
+        let was = inode.state.read().upper.clone();
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
                 return self.keep_nameless(inode, lower, copy);
@@ -162,10 +218,18 @@ impl Overlay {
             let left = self.stand_for(inode, lower, &copy)?;
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
-            copy.temp.publish(dir.as_fd(), &name).context("publish copy", &name)?;
+            with_write_permission(&dir, || copy.temp.publish(dir.as_fd(), &name))
+                .context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
-            inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held: None });
-            note_in_upper(names.as_deref_mut(), self, &name);
+            {
+                let mut state = inode.state.write();
+                state.upper = Some(UpperFile::named(copy.stat.ino));
+                state.data = copy.data;
+            }
+            match was {
+                Some(metacopy) => index.forget_origin(metacopy.ino),
+                None => note_in_upper(names.as_deref_mut(), self, &name),
+            }
             if let Some(left) = left {
                 best_effort("record links", index.set_left(inode.ino, left.saturating_sub(1)));
             }
@@ -197,10 +261,40 @@ impl Overlay {
             index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
             self.stand_for(inode, lower, &copy)?;
         }
-        let held = Some(Arc::new(copy.fd));
-        inode.state.write().upper = Some(UpperFile { ino: copy.stat.ino, held });
-        Ok(()) // the guard removes the temporary's name
+        let held = if self.held.has_room() {
+            self.held.hold(Arc::new(copy.fd)) // and the guard removes the temporary's name
+        } else {
+            Held::Parked(Arc::new(self.upper()?.keep(copy.temp)))
+        };
+        let mut state = inode.state.write();
+        state.upper = Some(UpperFile { ino: copy.stat.ino, held: Some(held) });
+        state.data = copy.data;
+        Ok(())
     }
+}
+
+/// Whether what is in upper is all that `extent` asks for.
+fn is_enough(inode: &Inode, extent: Extent) -> bool {
+    match extent {
+        Extent::Attributes => inode.in_upper(),
+        Extent::All | Extent::Shortened(_) => inode.has_data_in_upper(),
+    }
+}
+
+/// Makes a node that is no regular file in workdir.
+fn build_node(kind: FileType, lower: &Stat, temp: &Temp<'_>, object: &OwnedFd) -> Result<OwnedFd> {
+    let (dir, name) = (temp.dir(), temp.name());
+    match kind {
+        FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
+        FileType::Symlink => {
+            let target =
+                rustix::fs::readlinkat(object, c"", Vec::new()).context("read link", name)?;
+            rustix::fs::symlinkat(target, dir, name)
+        }
+        kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
+    }
+    .context("create copy", name)?;
+    sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
 }
 
 /// The name is upper's now, and covers the lower one.

@@ -213,12 +213,12 @@ impl Overlay {
     /// directory there that has the same, so that the filesystem computes what it inherits.
     fn make_in_work(&self, site: &Site<'_>, blueprint: &Blueprint<'_>) -> Result<()> {
         let upper = self.upper()?;
-        let temp = upper.temp();
-        let (dir, name) = (temp.dir(), temp.name());
+        let mut temp = upper.temp();
         let Some(acl) = &site.default_acl else {
-            self.build(dir, name, blueprint).context("create", site.name)?;
+            self.build(temp.dir(), temp.name(), blueprint).context("create", site.name)?;
             return temp.publish(site.dir, site.name).context("create", site.name);
         };
+        let (dir, name) = (temp.dir(), temp.name());
         let build = || {
             rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
             let nursery = sys::open_at(dir, name, sys::O_DIRECTORY)?;
@@ -259,7 +259,7 @@ impl Overlay {
         let number = self.number(stat, true);
         let state = State {
             links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
-            upper: Some(UpperFile { ino: stat.ino, held: None }),
+            upper: Some(UpperFile::named(stat.ino)),
             ..State::default()
         };
         self.inodes.intern(number, || Inode::new(number, stat.kind(), state))

@@ -38,9 +38,6 @@ pub enum Error {
     /// An argument that the operation does not take.
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
-    /// The xattr belongs to unions.
-    #[error("the xattr is private to unions")]
-    PrivateXattr,
     /// The xattr does not exist.
     #[error("no such xattr")]
     NoXattr,
@@ -67,7 +64,6 @@ impl Error {
             Self::NotEmpty => Errno::NOTEMPTY,
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::ReservedName | Self::Invalid(_) => Errno::INVAL,
-            Self::PrivateXattr => Errno::PERM,
             Self::ReadOnly => Errno::ROFS,
             Self::Stale => Errno::STALE,
             Self::NoXattr => Errno::NODATA,

@@ -87,6 +87,10 @@ impl Overlay {
             let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
             let dir = sys::open_at(self.upper_dir(&inode)?.as_fd(), b".", flags);
             Arc::new(dir.context("open", b".")?)
+        } else if !inode.has_data_in_upper() {
+            // A metacopy: its attributes are all that is new.
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            Arc::new(sys::reopen(self.object(&inode)?.as_fd(), flags).context("open", b"")?)
         } else {
             self.data(&inode, Access::Read)?
         };

@@ -4,13 +4,13 @@
 //! to find its way (a child's link holds its parent). So it outlives its last name.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
+use super::held::Held;
 use super::listing::Listing;
 use crate::layers::number::Ino;
 use crate::sys::FileType;
@@ -54,6 +54,25 @@ pub(super) struct LowerFile {
     pub(super) name: Box<[u8]>,
 }
 
+impl LowerFile {
+    /// Path below the layer's root.
+    pub(super) fn path(&self) -> Vec<u8> {
+        match &self.dir.path[..] {
+            b"" => self.name.to_vec(),
+            dir => [dir, b"/", &self.name].concat(),
+        }
+    }
+
+    /// The file at this path below the layer's root.
+    pub(super) fn at(layer: u16, path: &[u8]) -> Self {
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        Self { dir: LowerDir::new(layer, dir.into()), name: name.into() }
+    }
+}
+
 /// A name of an inode in the merged tree.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -72,8 +91,23 @@ impl Link {
 pub(super) struct UpperFile {
     /// Its inode number there, by which a path is verified.
     pub(super) ino: u64,
-    /// Open for as long as the inode is known, once it has no name any more.
-    pub(super) held: Option<Arc<OwnedFd>>,
+    /// What keeps it for as long as the inode is known, once it has no name any more.
+    pub(super) held: Option<Held>,
+}
+
+impl UpperFile {
+    /// One that has a name.
+    pub(super) fn named(ino: u64) -> Self {
+        Self { ino, held: None }
+    }
+}
+
+/// Where the data lies of a file that has only its attributes above (metacopy).
+#[derive(Debug)]
+pub(super) struct LowerData {
+    pub(super) file: LowerFile,
+    /// What the data takes, in 512-byte units.
+    pub(super) blocks: u64,
 }
 
 /// Where an inode lies.
@@ -84,6 +118,8 @@ pub(super) struct State {
     pub(super) upper: Option<UpperFile>,
     /// For a file of a lower layer, also after its copy-up.
     pub(super) lower: Option<LowerFile>,
+    /// For a metacopy: where its data lies.
+    pub(super) data: Option<Arc<LowerData>>,
     /// For a directory: the lower directories that merge into it, topmost first.
     pub(super) lower_dirs: Option<Arc<[Arc<LowerDir>]>>,
 }
@@ -120,6 +156,12 @@ impl Inode {
     /// Whether it has a file in upper.
     pub(super) fn in_upper(&self) -> bool {
         self.state.read().upper.is_some()
+    }
+
+    /// Whether its file in upper has the data too.
+    pub(super) fn has_data_in_upper(&self) -> bool {
+        let state = self.state.read();
+        state.upper.is_some() && state.data.is_none()
     }
 
     /// A name by which it can be reached now.

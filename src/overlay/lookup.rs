@@ -10,13 +10,14 @@ use smallvec::SmallVec;
 use super::Overlay;
 use super::attr::Attr;
 use super::error::{Context, Error, Result};
-use super::inode::{Inode, Link, LowerDir, LowerFile, State, UpperFile};
+use super::inode::{Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
 use crate::layers::index::Index;
 use crate::layers::lower::{Lower, read_layer_dir};
 use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
+use crate::layers::redirect::{self, Below, Metacopy};
 use crate::layers::upper::Upper;
 use crate::sys::{self, Errno, FileType, Stat};
 
@@ -55,7 +56,7 @@ impl Overlay {
             let stat = sys::fstat(upper.root())
                 .map_err(crate::layers::Error::io("stat", std::path::Path::new("upper")))?;
             numbering.number(stat.dev, stat.ino);
-            state.upper = Some(UpperFile { ino: stat.ino, held: None });
+            state.upper = Some(UpperFile::named(stat.ino));
         }
         for lower in lowers {
             let stat =
@@ -188,7 +189,7 @@ impl Overlay {
             LayerIndex::Upper => {
                 let dir = self.upper_dir(parent)?;
                 let stat = sys::statx_at(dir.as_fd(), name).context("stat upper", name)?;
-                state.upper = Some(UpperFile { ino: stat.ino, held: None });
+                state.upper = Some(UpperFile::named(stat.ino));
                 stat
             }
             LayerIndex::Lower(layer) => {
@@ -209,16 +210,32 @@ impl Overlay {
         if entry.kind == FileType::Directory {
             let mut dirs = Vec::new();
             for source in &entry.sources {
-                if let LayerIndex::Lower(layer) = source {
-                    dirs.push(lower_dir(*layer)?.child(name));
+                let dir = match source {
+                    LayerIndex::Upper => self.upper_dir(parent)?,
+                    LayerIndex::Lower(layer) => {
+                        let dir = lower_dir(*layer)?;
+                        dirs.push(dir.child(name));
+                        self.lower_dir(dir)?
+                    }
+                };
+                if let Some(parts) = self.redirect(*source, dir.as_fd(), name)? {
+                    dirs.extend(parts);
+                    break;
                 }
             }
             state.lower_dirs = Some(dirs.into());
+        } else if redirect::may_be_metacopy(&stat) {
+            let layer = entry.sources[0];
+            let dir = match layer {
+                LayerIndex::Upper => self.upper_dir(parent)?,
+                LayerIndex::Lower(layer) => self.lower_dir(lower_dir(layer)?)?,
+            };
+            state.data = self.metacopy(layer, dir.as_fd(), name)?;
         }
         let number = self.number(&stat, state.upper.is_some());
         let mut shown = Some(stat);
         if state.upper.is_none() && self.stands_in_upper(number) {
-            state.upper = Some(UpperFile { ino: self.indexed_inode(number)?, held: None });
+            state.upper = Some(UpperFile::named(self.indexed_inode(number)?));
             shown = None;
         }
         let kind = stat.kind();
@@ -229,6 +246,63 @@ impl Overlay {
             shown = None;
         }
         Ok((inode, shown))
+    }
+
+    /// Where the lower parts of a layer's directory `name` lie, if it says so.
+    fn redirect(
+        &self,
+        layer: LayerIndex,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<Option<Vec<Arc<LowerDir>>>> {
+        if !self.is_rich(layer) {
+            return Ok(None);
+        }
+        let open = sys::open_at(dir, name, sys::O_DIRECTORY).context("open directory", name)?;
+        let parts = self.namespace.read_redirect(open.as_fd()).context("read redirect", name)?;
+        let Some(parts) = parts else { return Ok(None) };
+        let place =
+            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path));
+        parts.into_iter().map(place).collect::<Result<_>>().map(Some)
+    }
+
+    /// Where the data of a layer's file `name` lies, if not in itself.
+    fn metacopy(
+        &self,
+        layer: LayerIndex,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<Option<Arc<LowerData>>> {
+        if !self.is_rich(layer) {
+            return Ok(None);
+        }
+        let open = sys::open_at(dir, name, sys::O_PATH).context("open file", name)?;
+        let pointer = self.namespace.read_metacopy(open.as_fd()).context("read metacopy", name)?;
+        let Some(Metacopy { file, blocks }) = pointer else { return Ok(None) };
+        let file = LowerFile::at(self.layer_below(layer, file.depth)?, &file.path);
+        Ok(Some(Arc::new(LowerData { file, blocks })))
+    }
+
+    fn is_rich(&self, layer: LayerIndex) -> bool {
+        match layer {
+            LayerIndex::Upper => self.upper.as_ref().is_some_and(Upper::is_rich),
+            LayerIndex::Lower(layer) => self.lowers[usize::from(layer)].is_rich(),
+        }
+    }
+
+    /// The layer `depth` layers below `layer`.
+    fn layer_below(&self, layer: LayerIndex, depth: u16) -> Result<u16> {
+        let first = match layer {
+            LayerIndex::Upper => 0,
+            LayerIndex::Lower(layer) => usize::from(layer) + 1,
+        };
+        let place = first + usize::from(depth);
+        let exists = place < self.lowers.len();
+        u16::try_from(place).ok().filter(|_| exists).ok_or(Error::Io {
+            op: "follow a pointer below the lowest layer",
+            name: String::new(),
+            errno: Errno::IO,
+        })
     }
 
     /// The number of a file with these attributes.

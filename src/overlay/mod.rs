@@ -33,6 +33,7 @@ mod create;
 mod error;
 mod fd_cache;
 mod file;
+mod held;
 mod inode;
 mod listing;
 mod lookup;
@@ -51,15 +52,17 @@ pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};
 pub use listing::{Cookie, LayerIndex};
-pub use mount_options::{MountOptions, UpperOptions};
+pub use mount_options::{MountOptions, UpperForm, UpperOptions};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 
 use crate::layers::lower::Lower;
 use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
+use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
 use fd_cache::FdCache;
+use held::HeldFds;
 use inode::{Inode, InodeTable};
 use listing::Hashing;
 
@@ -70,27 +73,39 @@ pub struct Overlay {
     upper: Option<Upper>,
     /// Whether copied-up data is not synced before it is published.
     volatile: bool,
+    /// The xattrs in which rich layers hold their pointers.
+    namespace: Namespace,
+    /// Whether operations may leave pointers in upper.
+    makes_pointers: bool,
     numbering: Numbering,
     hashing: Hashing,
     inodes: InodeTable,
     fds: FdCache,
+    held: HeldFds,
     root: Arc<Inode>,
 }
 
 impl Overlay {
     /// Opens the layers and takes the upper layer's lock.
     pub fn open(options: &MountOptions) -> std::result::Result<Self, crate::layers::Error> {
+        let namespace = Namespace::of_this_process();
         let lowers = options
             .lowers
             .iter()
-            .map(|path| Lower::open(path))
+            .map(|path| Lower::open(path, namespace))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         if let Some(places) = &options.upper {
             refuse_overlap(&options.lowers, places)?;
         }
         let upper = match &options.upper {
-            Some(places) => Some(Upper::open(&places.upper, &places.work, &options.holder)?),
+            Some(places) => {
+                Some(Upper::open(&places.upper, &places.work, namespace, &options.holder)?)
+            }
             None => None,
+        };
+        let makes_pointers = match &upper {
+            Some(upper) if options.form == UpperForm::Rich => upper.make_rich(namespace),
+            _ => false,
         };
         let numbering = Numbering::default();
         let root = Arc::new(Self::root_inode(&lowers, upper.as_ref(), &numbering)?);
@@ -98,10 +113,13 @@ impl Overlay {
             lowers,
             upper,
             volatile: options.volatile,
+            namespace,
+            makes_pointers,
             numbering,
             hashing: Hashing::default(),
             inodes: InodeTable::new(&root),
             fds: FdCache::new(options.max_open_files),
+            held: HeldFds::new(options.max_open_files),
             root,
         })
     }

@@ -9,13 +9,27 @@ pub struct MountOptions {
     pub lowers: Vec<PathBuf>,
     /// The writable layer; without one the union is read-only.
     pub upper: Option<UpperOptions>,
+    /// What may lie in upper.
+    pub form: UpperForm,
     /// Do not sync what is copied up (mount option `volatile`): a crash of the machine
     /// may lose it.
     pub volatile: bool,
     /// Who mounts, in words, for those who find the upper layer locked.
     pub holder: String,
-    /// How many descriptors may be kept open for speed.
+    /// How many descriptors may be kept open for speed, and as many again for files that are
+    /// open and deleted.
     pub max_open_files: usize,
+}
+
+/// What the union may leave in upper beside plain files and marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpperForm {
+    /// Nothing: upper is a valid OCI changeset at any time.
+    #[default]
+    Plain,
+    /// Private xattrs that point into the lower layers: a renamed directory is moved without
+    /// copying what is in it (redirect), and a change of attributes copies no data (metacopy).
+    Rich,
 }
 
 /// The writable layer.
@@ -33,6 +47,7 @@ impl MountOptions {
         Self {
             lowers,
             upper: None,
+            form: UpperForm::Plain,
             volatile: false,
             holder: format!("pid {}", std::process::id()),
             max_open_files: 256,

@@ -76,7 +76,7 @@ impl Overlay {
             };
             let upper = upper.ok_or(Error::Stale)?;
             if let Some(held) = upper.held {
-                break held;
+                break held.fd().context("open", b"")?;
             }
             if at.ino == Ino::ROOT {
                 let root = sys::open_at(self.upper()?.root(), b".", sys::O_DIRECTORY)
@@ -113,7 +113,7 @@ impl Overlay {
                 return self.lower_object(inode);
             };
             if let Some(held) = upper.held {
-                return Ok(held);
+                return held.fd().context("open", b"");
             }
             if let Some(fd) = self.find_in_upper(inode, &upper)? {
                 return Ok(Arc::new(fd));
@@ -222,7 +222,7 @@ impl Overlay {
         }
         match access {
             Access::Read => self.open_for_reading(inode),
-            Access::Write if inode.in_upper() => {
+            Access::Write if inode.has_data_in_upper() => {
                 let object = self.object(inode)?;
                 let fd = open_for_writing(&object).context("open for writing", b"")?;
                 Ok(self.fds.put(FdKey::Write(inode.ino), fd))
@@ -234,7 +234,11 @@ impl Overlay {
     fn open_for_reading(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         let lower = {
             let state = inode.state.read();
-            if state.upper.is_some() { None } else { state.lower.clone() }
+            match (&state.data, &state.upper) {
+                (Some(data), _) => Some(data.file.clone()),
+                (None, None) => state.lower.clone(),
+                (None, Some(_)) => None,
+            }
         };
         let was_lower = lower.is_some();
         let fd = match lower {
@@ -246,7 +250,7 @@ impl Overlay {
         };
         let fd = self.fds.put(FdKey::Read(inode.ino), fd);
         // A copy-up may have dropped the key before it was put: it must not serve the old data.
-        if was_lower && inode.in_upper() {
+        if was_lower && inode.has_data_in_upper() {
             self.fds.remove(FdKey::Read(inode.ino));
         }
         Ok(fd)
@@ -265,6 +269,24 @@ fn open_verified(
     };
     let stat = sys::fstat(&fd).context("stat", name)?;
     Ok((stat.ino == ino).then_some(fd))
+}
+
+/// Changes an upper directory whose mode may forbid it to its own owner: a copy-up into it is
+/// no change that its mode is about (an ordinary user's daemon has no CAP_DAC_OVERRIDE). The
+/// caller holds the directory's names locked.
+pub(super) fn with_write_permission<T>(
+    dir: &OwnedFd,
+    mut change: impl FnMut() -> sys::Result<T>,
+) -> sys::Result<T> {
+    match change() {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let mode = sys::fstat(dir)?.permissions();
+    sys::chmod(dir.as_fd(), mode | 0o300)?;
+    let result = change();
+    sys::chmod(dir.as_fd(), mode)?;
+    result
 }
 
 /// Opens an upper file for writing, also one whose mode forbids it to its own owner: whoever

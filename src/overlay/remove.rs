@@ -12,6 +12,7 @@ use rustix::fs::AtFlags;
 use super::Overlay;
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
+use super::held::Held;
 use super::inode::{Inode, UpperFile};
 use super::listing::{Entry, Listing};
 use crate::layers::number::Ino;
@@ -102,9 +103,16 @@ impl Overlay {
         let stat = self.stat_object(target)?;
         let last = target.state.read().links.iter().all(|link| link.is(parent, &entry.name));
         if last && target.in_upper() {
-            let held = match self.fds.get(FdKey::Write(target.ino)) {
+            let fd = match self.fds.get(FdKey::Write(target.ino)) {
                 Some(fd) => fd,
                 None => self.object(target)?,
+            };
+            // A directory has no second name to be parked under.
+            let held = if self.held.has_room() || target.is_dir() {
+                self.held.hold(fd)
+            } else {
+                let parked = self.upper()?.park(fd.as_fd()).context("park", &entry.name)?;
+                Held::Parked(Arc::new(parked))
             };
             if let Some(UpperFile { held: slot, .. }) = &mut target.state.write().upper {
                 *slot = Some(held);

@@ -1,9 +1,10 @@
 //! rename, with RENAME_NOREPLACE and RENAME_EXCHANGE. Never EXDEV.
 //!
-//! Only something that lies wholly in upper is moved, by one renameat2(2). A directory that
-//! has lower parts is *settled* first: everything below it is copied up in place, which
-//! nobody can see, and then it is made opaque. So the rename itself stays atomic, to every
-//! observer and to a crash, and writes that go on meanwhile are not lost.
+//! What moves is upper's part, by one renameat2(2). A directory that has lower parts is
+//! *settled* first. Where upper may hold pointers, that is a redirect: it says where the lower
+//! parts lie. Else everything below it is copied up in place, which nobody can see, and then
+//! it is made opaque. So the rename itself stays atomic, to every observer and to a crash, and
+//! writes that go on meanwhile are not lost.
 //!
 //! Order: opaque marks on what is moved over a lower name, the whiteout at the old name,
 //! the rename, and last the whiteout at the new name goes.
@@ -24,6 +25,7 @@ use super::lookup::Known;
 use super::{Overlay, check_new_name};
 use crate::layers::marks::{self, Meaning};
 use crate::layers::number::Ino;
+use crate::layers::redirect::Below;
 use crate::layers::upper::Upper;
 use crate::sys::{self, FileType};
 
@@ -116,7 +118,7 @@ impl Overlay {
         let whiteout = self.prepare_name(to.parent, to_dir.as_fd(), to.name)?;
         let covers = whiteout || replaced.as_ref().is_some_and(Entry::needs_whiteout);
         if covers {
-            self.make_opaque_if_dir(source)?;
+            self.cut_off(source)?;
         }
         let upper = self.upper()?;
         if entry.needs_whiteout() {
@@ -159,10 +161,10 @@ impl Overlay {
         let entry = self.entry_at(&locked, from, source)?;
         let other = self.entry_at(&locked, to, target)?;
         if other.covers {
-            self.make_opaque_if_dir(source)?;
+            self.cut_off(source)?;
         }
         if entry.covers {
-            self.make_opaque_if_dir(target)?;
+            self.cut_off(target)?;
         }
         let (from_dir, to_dir) = (self.upper_dir(from.parent)?, self.upper_dir(to.parent)?);
         let flags = RenameFlags::EXCHANGE;
@@ -209,8 +211,10 @@ impl Overlay {
         source.add_link(to.parent, to.name);
     }
 
-    fn make_opaque_if_dir(&self, inode: &Arc<Inode>) -> Result<()> {
-        if !inode.is_dir() {
+    /// Lets a directory show nothing of what lies below its new name. One that has lower parts
+    /// has a redirect, which does that too.
+    fn cut_off(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.is_dir() || !is_pure_upper(inode) {
             return Ok(());
         }
         let dir = self.upper_dir(inode)?;
@@ -243,10 +247,15 @@ impl Overlay {
         Ok(covers)
     }
 
-    /// Brings the inode, and for a directory everything below it, wholly into upper.
+    /// Brings the inode into upper, so that one rename moves all that it is: a directory with
+    /// a redirect, or with everything below it.
     fn settle(&self, at: &Place<'_>, inode: &Arc<Inode>) -> Result<()> {
         if !inode.is_dir() {
             return self.copy_up_name(at.parent, at.name, inode);
+        }
+        self.copy_up(inode)?;
+        if is_pure_upper(inode) || self.point_to_parts(inode)? {
+            return Ok(());
         }
         let mut kept: Vec<Known<'_>> = Vec::new();
         let mut todo = vec![(Arc::clone(inode), false)];
@@ -273,6 +282,24 @@ impl Overlay {
             }
         }
         Ok(())
+    }
+
+    /// Notes in the directory where its lower parts lie, if that is allowed. Under its old name
+    /// nobody sees a difference.
+    fn point_to_parts(&self, dir: &Arc<Inode>) -> Result<bool> {
+        if !self.makes_pointers {
+            return Ok(false);
+        }
+        let lowers = dir.state.read().lower_dirs.clone();
+        let parts: Vec<Below> = lowers
+            .iter()
+            .flat_map(|dirs| dirs.iter())
+            .map(|dir| Below { depth: dir.layer, path: dir.path.clone() })
+            .collect();
+        let upper = self.upper_dir(dir)?;
+        // One that is too long for an xattr means that the directory is copied.
+        let written = self.namespace.write_redirect(upper.as_fd(), &parts);
+        Ok(written.inspect_err(|errno| log::debug!("no redirect: {errno}")).is_ok())
     }
 
     /// Names in which a lower layer has a part.

@@ -1,4 +1,5 @@
-//! Extended attributes. Those of unions themselves are not there, whoever asks.
+//! Extended attributes. Those of unions themselves are not there, whoever asks; names that
+//! could be taken for one are escaped.
 
 use std::os::fd::AsFd;
 
@@ -11,11 +12,8 @@ use crate::sys::{self, Errno};
 impl Overlay {
     /// The value of an xattr.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        if private_xattr::is_private(name) {
-            return Err(Error::NoXattr);
-        }
         let object = self.object(&self.inode(ino)?)?;
-        match sys::get_xattr(object.as_fd(), name) {
+        match sys::get_xattr(object.as_fd(), &private_xattr::escape(name)) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("get xattr", name),
         }
@@ -30,22 +28,20 @@ impl Overlay {
 
     /// Sets an xattr; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        if private_xattr::is_private(name) {
-            return Err(Error::PrivateXattr);
-        }
         let inode = self.inode(ino)?;
-        self.copy_up(&inode)?;
+        self.copy_up_attributes(&inode)?;
         let object = self.object(&inode)?;
-        sys::set_xattr(object.as_fd(), name, value, flags).context("set xattr", name)
+        let held = private_xattr::escape(name);
+        sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)
     }
 
     /// Removes an xattr; one that is missing copies nothing up.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.get_xattr(ino, name)?;
         let inode = self.inode(ino)?;
-        self.copy_up(&inode)?;
+        self.copy_up_attributes(&inode)?;
         let object = self.object(&inode)?;
-        match sys::remove_xattr(object.as_fd(), name) {
+        match sys::remove_xattr(object.as_fd(), &private_xattr::escape(name)) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("remove xattr", name),
         }

@@ -1,4 +1,4 @@
-//! Process state of a daemon: fork, umask, limits.
+//! Process state of a daemon: fork, umask, limits, capabilities.
 
 use std::os::fd::RawFd;
 
@@ -54,6 +54,17 @@ pub fn close_inherited() -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the process may read and set `trusted.*` xattrs: it has CAP_SYS_ADMIN in the first
+/// user namespace (xattr(7)).
+pub fn may_use_trusted_xattrs() -> bool {
+    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    let has_admin =
+        effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
+    // The first namespace maps all ids to themselves.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    has_admin && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Clears the umask, so that modes given to system calls are the modes made.

@@ -13,7 +13,9 @@ mod stat;
 mod xattr;
 
 pub use copy::{copy_data, is_zero};
-pub use daemon::{Forked, close_inherited, fork, raise_nofile_limit, set_umask_zero};
+pub use daemon::{
+    Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,
+};
 pub use dir::{RawEntry, read_dir};
 pub use metadata::{TimeChange, chmod, set_times};
 pub use object::{

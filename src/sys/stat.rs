@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, StatxFlags};
+use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags};
 
 use super::Result;
 
@@ -46,6 +46,10 @@ pub struct Stat {
     pub ctime: Timestamp,
     /// Birth, where the filesystem records it.
     pub btime: Option<Timestamp>,
+    /// Whether it is marked immutable (`chattr +i`).
+    pub immutable: bool,
+    /// Whether it is marked append-only (`chattr +a`).
+    pub append_only: bool,
 }
 
 impl Stat {
@@ -57,6 +61,11 @@ impl Stat {
     /// Whether this is a character device numbered 0:0, the kernel overlayfs's whiteout.
     pub fn is_whiteout_device(&self) -> bool {
         self.kind() == FileType::CharacterDevice && self.rdev == 0
+    }
+
+    /// Whether its flags forbid to change, remove and link it.
+    pub fn is_protected(&self) -> bool {
+        self.immutable || self.append_only
     }
 
     /// The permission bits with setuid, setgid and sticky.
@@ -103,5 +112,7 @@ fn convert(x: rustix::fs::Statx) -> Result<Stat> {
         mtime: time(x.stx_mtime),
         ctime: time(x.stx_ctime),
         btime: has_btime.then(|| time(x.stx_btime)),
+        immutable: x.stx_attributes.contains(StatxAttributes::IMMUTABLE),
+        append_only: x.stx_attributes.contains(StatxAttributes::APPEND),
     })
 }

@@ -79,3 +79,15 @@ pub fn tell(root: &Path) -> Vec<String> {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// Gives everything below `root` this owner and group.
+pub fn make_owner(root: &Path, owner: u32) {
+    for entry in walkdir::WalkDir::new(root) {
+        std::os::unix::fs::lchown(entry.unwrap().path(), Some(owner), Some(owner)).unwrap();
+    }
+}
+
+/// Lets other users reach what lies in a temporary directory.
+pub fn open_to_all(dir: &Path) {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+}

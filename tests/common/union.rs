@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use plyfs::layers::number::Ino;
 use plyfs::overlay::{
     Attr, Error, MountOptions, Node, NodeKind, Overlay, Owner, RenameMode, Result, SetAttr,
-    UpperOptions, WriteFlags,
+    UpperForm, UpperOptions, WriteFlags,
 };
 use plyfs::sys::FileType;
 
@@ -13,18 +13,28 @@ use plyfs::sys::FileType;
 pub struct Union {
     pub dir: tempfile::TempDir,
     pub lowers: Vec<PathBuf>,
+    pub form: UpperForm,
     overlay: Option<Overlay>,
 }
 
 impl Union {
     /// A union of these layers (see [`super::build`]), the topmost first, and an empty upper.
     pub fn new(layers: &[&str]) -> Self {
+        Self::with_form(layers, UpperForm::Plain)
+    }
+
+    /// As [`new`](Self::new), with pointers allowed in upper.
+    pub fn rich(layers: &[&str]) -> Self {
+        Self::with_form(layers, UpperForm::Rich)
+    }
+
+    fn with_form(layers: &[&str], form: UpperForm) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let lowers = super::build_layers(dir.path(), layers);
         for name in ["upper", "work"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let mut union = Self { dir, lowers, overlay: None };
+        let mut union = Self { dir, lowers, form, overlay: None };
         union.remount();
         union
     }
@@ -46,6 +56,7 @@ impl Union {
         self.overlay = None;
         let mut options = MountOptions::new(self.lowers.clone());
         options.volatile = true; // no test here crashes the machine
+        options.form = self.form;
         options.upper = Some(UpperOptions { upper: self.upper(), work: self.work() });
         self.overlay = Some(Overlay::open(&options).unwrap());
     }

@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod in_process;
+mod matrix;
 mod mounts;
 mod op;
 mod subject;
@@ -46,6 +47,9 @@ const UNMARKED: [&str; 2] = [
 ];
 /// Hard links in the topmost and in the lowest layer.
 const LINKS: [&str; 2] = ["h2=>h", "c/l=>g"];
+
+/// Bytes of a file that is large enough for a metacopy.
+const BIG: usize = 40_000;
 
 /// Two subjects, and what keeps them alive.
 struct Pair {
@@ -120,7 +124,7 @@ fn run(pair: &dyn Fn(With) -> Pair, seed: u64) {
     let steps = from_env("PLYFS_MODEL_STEPS").unwrap_or(STEPS);
     // A layer cannot say that a name of it and one of a layer below are the same file. So it
     // is either hard links or stacking.
-    let with = if seed % 2 == 0 { With::Links } else { With::Stacking };
+    let with = if seed.is_multiple_of(2) { With::Links } else { With::Stacking };
     let pair = || pair(with);
     let is_root = common::is_root();
     let ops: Vec<Op> = (0..steps).map(|_| op::random(&mut rng, is_root, with)).collect();
@@ -155,6 +159,10 @@ fn finish(lowers: &[std::path::PathBuf], with: With) {
         common::build(&lowers[0], LINKS[0]);
         common::build(&lowers[lowers.len() - 1], LINKS[1]);
     }
+    let bottom = &lowers[lowers.len() - 1];
+    let big: Vec<u8> = (0..BIG).map(|n| (n % 251) as u8).collect();
+    std::fs::write(bottom.join("big"), &big).unwrap();
+    std::fs::write(bottom.join("d/e/big"), &big[..BIG - 1]).unwrap();
     lowers.iter().for_each(|lower| age(lower));
 }
 
@@ -167,7 +175,14 @@ fn plain(dir: &Path, with: With) -> Directory<Plain> {
 }
 
 fn in_process_beside_plain(with: With) -> Pair {
-    let mut union = Union::new(&MARKED);
+    beside_plain(Union::new(&MARKED), with)
+}
+
+fn rich_beside_plain(with: With) -> Pair {
+    beside_plain(Union::rich(&MARKED), with)
+}
+
+fn beside_plain(mut union: Union, with: With) -> Pair {
     finish(&union.lowers, with);
     union.remount();
     let dir = tempfile::tempdir().unwrap();
@@ -176,25 +191,33 @@ fn in_process_beside_plain(with: With) -> Pair {
     Pair { ours, theirs, same_errno: false, stacks: with == With::Stacking, _dir: dir }
 }
 
-fn mounted(by: By, dir: &Path, layers: &[&str], with: With) -> Box<dyn Subject> {
+fn mounted(by: By, dir: &Path, layers: &[&str], with: With, options: &[&str]) -> Box<dyn Subject> {
     std::fs::create_dir(dir).unwrap();
     let lowers = common::build_layers(dir, layers);
     finish(&lowers, with);
-    let mounting = Stacked::mount(by, dir, lowers, &[]);
+    let mounting = Stacked::mount(by, dir, lowers, options);
     Box::new(Directory::new(mounting.merged(), mounting))
 }
 
 fn mounted_beside_plain(with: With) -> Pair {
+    mounted_so_beside_plain(with, &[])
+}
+
+fn mounted_rich_beside_plain(with: With) -> Pair {
+    mounted_so_beside_plain(with, &["--form", "rich"])
+}
+
+fn mounted_so_beside_plain(with: With, options: &[&str]) -> Pair {
     let dir = tempfile::tempdir().unwrap();
-    let ours = mounted(By::Plyfs, &dir.path().join("ours"), &MARKED, with);
+    let ours = mounted(By::Plyfs, &dir.path().join("ours"), &MARKED, with, options);
     let theirs = Box::new(plain(dir.path(), with));
     Pair { ours, theirs, same_errno: true, stacks: with == With::Stacking, _dir: dir }
 }
 
 fn mounted_beside_kernel(with: With) -> Pair {
     let dir = tempfile::tempdir().unwrap();
-    let ours = mounted(By::Plyfs, &dir.path().join("ours"), &UNMARKED, with);
-    let theirs = mounted(By::Kernel, &dir.path().join("theirs"), &UNMARKED, with);
+    let ours = mounted(By::Plyfs, &dir.path().join("ours"), &UNMARKED, with, &[]);
+    let theirs = mounted(By::Kernel, &dir.path().join("theirs"), &UNMARKED, with, &[]);
     Pair { ours, theirs, same_errno: true, stacks: with == With::Stacking, _dir: dir }
 }
 
@@ -204,9 +227,20 @@ fn in_process_as_on_a_plain_directory() {
 }
 
 #[test]
+fn with_a_rich_upper_as_on_a_plain_directory() {
+    runs("in process, rich upper", &rich_beside_plain, RUNS);
+}
+
+#[test]
 fn mounted_as_on_a_plain_directory() {
     need_mount!();
     runs("mounted", &mounted_beside_plain, MOUNTED_RUNS);
+}
+
+#[test]
+fn mounted_with_a_rich_upper_as_on_a_plain_directory() {
+    need_mount!();
+    runs("mounted, rich upper", &mounted_rich_beside_plain, MOUNTED_RUNS);
 }
 
 #[test]

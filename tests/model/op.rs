@@ -4,8 +4,8 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 /// Names that operations choose from.
-const NAMES: [&str; 14] =
-    ["a", "b", "c", "d", "f", "g", "h", "h2", "s", "x", "y", "own", "e", "new"];
+const NAMES: [&str; 15] =
+    ["a", "b", "big", "c", "d", "f", "g", "h", "h2", "s", "x", "y", "own", "e", "new"];
 /// Files that a run keeps open at a time.
 pub const SLOTS: usize = 3;
 

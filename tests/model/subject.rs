@@ -230,13 +230,16 @@ pub struct Lines {
 
 impl Lines {
     pub fn add(&mut self, path: &str, facts: &Facts<'_>) {
+        let content = match facts.content.len() {
+            ..100 => facts.content.escape_ascii().to_string(),
+            len => format!("{len} bytes, sum {:x}", sum(facts.content)),
+        };
         let mut line = format!(
-            "{path} {:?} {:o} {}:{} {}",
+            "{path} {:?} {:o} {}:{} {content}",
             facts.kind,
             facts.mode & 0o7777,
             facts.uid,
             facts.gid,
-            facts.content.escape_ascii()
         );
         // What happened during the run has a time of its own on each side.
         if facts.mtime.0 < 1_000_000_000 {
@@ -258,6 +261,10 @@ impl Lines {
         self.lines.sort();
         self.lines
     }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
 }
 
 /// All that a real tree shows.
@@ -308,8 +315,7 @@ pub fn age(root: &Path) {
     for entry in walkdir::WalkDir::new(root).contents_first(true).sort_by_file_name() {
         let entry = entry.unwrap();
         let path = entry.path().strip_prefix(root).unwrap().as_os_str().as_bytes();
-        let sum = path.iter().fold(7i64, |sum, byte| (sum * 31 + i64::from(*byte)) % 100_000);
-        let time = Timespec { tv_sec: sum, tv_nsec: 5 };
+        let time = Timespec { tv_sec: (sum(path) % 100_000) as i64, tv_nsec: 5 };
         let times = Timestamps { last_access: time, last_modification: time };
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::utimensat(rustix::fs::CWD, entry.path(), &times, nofollow).unwrap();
