@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::layers::index::Index;
 use crate::layers::lower::{LayerDir, read_layer_dir};
+use crate::layers::marks;
 use crate::layers::number::Ino;
 use crate::layers::redirect::Namespace;
 use crate::overlay::{MountOptions, Overlay, UpperOptions};
@@ -103,8 +104,9 @@ impl Walk<'_> {
                 .map_err(|errno| upper_error(&path, errno))?;
             self.deletions(&found, before, &path)?;
             for entry in found.entries {
-                let at = [&path, &b"/"[..], &entry.name].concat();
-                let old = self.lookup(before, &entry.name, &at)?;
+                let name = marks::unescape(&entry.name);
+                let at = [&path, &b"/"[..], &name].concat();
+                let old = self.lookup(before, &name, &at)?;
                 let change = if old.is_some() { Change::Changed } else { Change::Added };
                 self.changes.insert(at.clone(), change);
                 if entry.kind == FileType::Directory {
@@ -157,13 +159,14 @@ impl Walk<'_> {
         let Some(before) = before else {
             return Ok(());
         };
-        let mut gone = found.whiteouts.clone();
+        let shown = |name: &[u8]| Box::from(&*marks::unescape(name));
+        let mut gone: Vec<Box<[u8]>> = found.whiteouts.iter().map(|name| shown(name)).collect();
         if found.opaque {
             gone.extend(names(&self.before, before, path)?.into_iter().map(|(name, ..)| name));
         }
         for name in gone {
             let at = [path, &b"/"[..], &name].concat();
-            let has_own = found.entries.iter().any(|entry| entry.name == name);
+            let has_own = found.entries.iter().any(|entry| shown(&entry.name) == name);
             if !has_own && self.lookup(Some(before), &name, &at)?.is_some() {
                 self.changes.insert(at, Change::Deleted);
             }

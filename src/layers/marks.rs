@@ -13,8 +13,12 @@
 //!
 //! A mark hides only what lies *below* its own layer: `NAME` beside `.wh.NAME` is visible,
 //! and a directory beside its own whiteout shows nothing of the layers below (OCI
-//! image-spec, layer.md, "Whiteouts"). A name that begins with `.wh.` is never shown.
+//! image-spec, layer.md, "Whiteouts").
+//!
+//! A user's own name `.wh.X` is held by a layer as `.wh..wh.name.X`, which is no mark: so it
+//! can never act as one, and a union can be the upper layer of another.
 
+use std::borrow::Cow;
 use std::os::fd::BorrowedFd;
 
 use sha2::{Digest, Sha256};
@@ -29,6 +33,8 @@ pub const OPAQUE: &[u8] = b".wh..wh..opq";
 pub const OPAQUE_DEVICE: &[u8] = b".wh..opq";
 /// What the name of a hashed whiteout begins with; its content is the hidden name.
 const LONG_PREFIX: &[u8] = b".wh..wh.long.";
+/// What a user's name that begins with [`PREFIX`] begins with instead.
+const ESCAPED_PREFIX: &[u8] = b".wh..wh.name.";
 /// What AUFS keeps for itself; no whiteout begins so.
 const META_PREFIX: &[u8] = b".wh..wh.";
 /// Longest name a directory takes (NAME_MAX).
@@ -56,6 +62,8 @@ pub fn meaning(name: &[u8]) -> Meaning<'_> {
     };
     match hidden {
         _ if name == OPAQUE => Meaning::Opaque,
+        _ if name.starts_with(ESCAPED_PREFIX) => Meaning::Name,
+        _ if hidden.starts_with(ESCAPED_PREFIX) => Meaning::Whiteout(hidden),
         _ if name.starts_with(LONG_PREFIX) => Meaning::LongWhiteout,
         _ if name.starts_with(META_PREFIX) => Meaning::Reserved,
         b"" | b"." | b".." => Meaning::Reserved,
@@ -63,9 +71,20 @@ pub fn meaning(name: &[u8]) -> Meaning<'_> {
     }
 }
 
-/// Whether users may not make this name: it could act as a mark.
-pub fn is_reserved(name: &[u8]) -> bool {
-    name.starts_with(PREFIX)
+/// The name by which a layer holds what the union shows as `name`.
+pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
+    match name.strip_prefix(PREFIX) {
+        Some(rest) => Cow::Owned([ESCAPED_PREFIX, rest].concat()),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// The name that the union shows for a layer's `name`.
+pub fn unescape(name: &[u8]) -> Cow<'_, [u8]> {
+    match name.strip_prefix(ESCAPED_PREFIX) {
+        Some(rest) => Cow::Owned([PREFIX, rest].concat()),
+        None => Cow::Borrowed(name),
+    }
 }
 
 /// A whiteout to be written: the mark's name and what the mark contains.
@@ -129,10 +148,24 @@ mod tests {
             (b".wh..", Meaning::Reserved),
             (b".wh...", Meaning::Reserved),
             (b".wh.\xff", Meaning::Whiteout(b"\xff")),
+            (b".wh..wh.name.a", Meaning::Name),
+            (b".wh..wh..wh.name.a", Meaning::Whiteout(b".wh..wh.name.a")),
         ];
         for (name, expected) in table {
             assert_eq!(meaning(name), *expected, "{}", name.escape_ascii());
         }
+    }
+
+    #[test]
+    fn no_name_of_a_user_is_a_mark() {
+        for name in [&b".wh.a"[..], b".wh.", b".wh..wh..opq", b".wh..wh.name.a", b".wh..opq"] {
+            let held = escape(name);
+            assert_eq!(meaning(&held), Meaning::Name, "{}", name.escape_ascii());
+            assert_eq!(unescape(&held), name);
+            let mark = whiteout_of(&held).file_name;
+            assert_eq!(meaning(&mark), Meaning::Whiteout(&held), "{}", name.escape_ascii());
+        }
+        assert_eq!((&escape(b"a")[..], &unescape(b"a")[..]), (&b"a"[..], &b"a"[..]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::attr::{self, Attr, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
-use super::{Overlay, check_new_name};
+use super::{Overlay, held_name};
 use crate::layers::marks;
 use crate::layers::number::Ino;
 use crate::layers::upper::Upper;
@@ -93,9 +93,9 @@ impl Overlay {
     /// Makes a node and counts a reference to it.
     ///
     /// # Errors
-    /// `Exists` if the merged directory has the name, `ReservedName` for `.wh.*`.
+    /// `Exists` if the merged directory has the name.
     pub fn create(&self, parent: Ino, name: &[u8], node: &Node<'_>) -> Result<Attr> {
-        check_new_name(name)?;
+        let name = &*held_name(name)?;
         let parent = self.inode(parent)?;
         drop(self.listing(&parent)?); // reads it, or fails as something else
         self.copy_up(&parent)?;
@@ -119,7 +119,7 @@ impl Overlay {
 
     /// Gives an inode another name and counts a reference to it.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
-        check_new_name(name)?;
+        let name = &*held_name(name)?;
         let (inode, parent) = (self.inode(ino)?, self.inode(parent)?);
         if self.listing(&parent)?.get(&self.hashing, name).is_some() {
             return Err(Error::Exists);

@@ -23,12 +23,9 @@ pub enum Error {
     /// The merged directory still has names.
     #[error("directory not empty")]
     NotEmpty,
-    /// The name is longer than 255 bytes.
+    /// The name is longer than 255 bytes, or 246 if it begins with `.wh.`.
     #[error("name too long")]
     NameTooLong,
-    /// The name could act as a whiteout.
-    #[error("names that begin with .wh. are reserved for marks")]
-    ReservedName,
     /// The union has no upper layer.
     #[error("the union has no writable layer")]
     ReadOnly,
@@ -63,7 +60,7 @@ impl Error {
             Self::IsDirectory => Errno::ISDIR,
             Self::NotEmpty => Errno::NOTEMPTY,
             Self::NameTooLong => Errno::NAMETOOLONG,
-            Self::ReservedName | Self::Invalid(_) => Errno::INVAL,
+            Self::Invalid(_) => Errno::INVAL,
             Self::ReadOnly => Errno::ROFS,
             Self::Stale => Errno::STALE,
             Self::NoXattr => Errno::NODATA,

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
 use smallvec::SmallVec;
 
-use super::Overlay;
 use super::attr::Attr;
 use super::error::{Context, Error, Result};
 use super::inode::{Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
+use super::{Overlay, held_name};
 use crate::layers::index::Index;
 use crate::layers::lower::{Lower, read_layer_dir};
-use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
 use crate::layers::redirect::{self, Below, Metacopy};
 use crate::layers::upper::Upper;
@@ -74,7 +73,12 @@ impl Overlay {
     /// `NotFound` if the merged directory has no such name.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         let parent = self.inode(parent)?;
-        let (inode, stat) = self.lookup_in(&parent, name)?;
+        self.lookup_held(&parent, &held_name(name)?)
+    }
+
+    /// As [`lookup`](Self::lookup), by the name that the layers hold.
+    pub(super) fn lookup_held(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Attr> {
+        let (inode, stat) = self.lookup_in(parent, name)?;
         self.counted_attr(inode, stat)
     }
 
@@ -103,9 +107,6 @@ impl Overlay {
         parent: &Arc<Inode>,
         name: &[u8],
     ) -> Result<(Arc<Inode>, Option<Stat>)> {
-        if name.len() > marks::NAME_MAX {
-            return Err(Error::NameTooLong);
-        }
         let listing = self.listing(parent)?;
         let entry = listing.get(&self.hashing, name).ok_or(Error::NotFound)?;
         self.instantiate(parent, entry)

@@ -45,6 +45,7 @@ mod remove;
 mod rename;
 mod xattr;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use attr::{Attr, Owner, SetAttr, StatFs};
@@ -164,13 +165,11 @@ fn refuse_overlap(
     Ok(())
 }
 
-/// Refuses a name that no directory of the union can take.
-fn check_new_name(name: &[u8]) -> Result<()> {
-    if name.len() > marks::NAME_MAX {
+/// The name by which the layers hold `name`; listings have that one.
+fn held_name(name: &[u8]) -> Result<Cow<'_, [u8]>> {
+    let held = marks::escape(name);
+    if held.len() > marks::NAME_MAX {
         return Err(Error::NameTooLong);
     }
-    if marks::is_reserved(name) {
-        return Err(Error::ReservedName);
-    }
-    Ok(())
+    Ok(held)
 }

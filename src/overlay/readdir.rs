@@ -4,6 +4,7 @@ use super::Overlay;
 use super::attr::Attr;
 use super::error::{Error, Result};
 use super::listing::Cookie;
+use crate::layers::marks;
 use crate::layers::number::Ino;
 
 /// A name as a directory stream gives it.
@@ -65,7 +66,7 @@ impl Overlay {
             }
             for (next, name) in batch {
                 cookie = next;
-                let attr = match self.lookup(dir, &name) {
+                let attr = match self.lookup_held(&inode, &name) {
                     Ok(attr) => attr,
                     Err(Error::NotFound) => continue,
                     // What was taken is passed on; the next call meets the error first.
@@ -73,6 +74,7 @@ impl Overlay {
                     Err(error) => return Err(error),
                 };
                 taken += 1;
+                let name = marks::unescape(&name).into();
                 let ino = attr.ino;
                 if !take(&DirEntry { name, attr, cookie, counted: true }) {
                     self.forget(ino, 1);

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::AtFlags;
 
-use super::Overlay;
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::{Inode, UpperFile};
 use super::listing::{Entry, Listing};
+use super::{Overlay, held_name};
 use crate::layers::number::Ino;
 use crate::layers::upper::Upper;
 use crate::sys::{Errno, Stat};
@@ -25,6 +25,7 @@ pub(super) type Names<'a> = RwLockWriteGuard<'a, Option<Box<Listing>>>;
 impl Overlay {
     /// Removes a name that is not a directory.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let name = &*held_name(name)?;
         let parent = self.inode(parent)?;
         let target = self.known(&parent, name)?;
         if target.is_dir() {
@@ -48,6 +49,7 @@ impl Overlay {
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let name = &*held_name(name)?;
         let parent = self.inode(parent)?;
         let target = self.known(&parent, name)?;
         drop(self.listing(&target)?); // reads it, or fails as something else

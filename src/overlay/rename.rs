@@ -22,7 +22,7 @@ use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing};
 use super::lookup::Known;
-use super::{Overlay, check_new_name};
+use super::{Overlay, held_name};
 use crate::layers::marks::{self, Meaning};
 use crate::layers::number::Ino;
 use crate::layers::redirect::Below;
@@ -59,7 +59,7 @@ impl Overlay {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        check_new_name(new_name)?;
+        let (name, new_name) = (&*held_name(name)?, &*held_name(new_name)?);
         let (parent, new_parent) = (self.inode(parent)?, self.inode(new_parent)?);
         let from = Place { parent: &parent, name };
         let to = Place { parent: &new_parent, name: new_name };

@@ -63,8 +63,17 @@ fn opaque_xattrs_hide_and_do_not_show() {
     let ino = u.ino("d").unwrap();
     assert_eq!(u.overlay().list_xattrs(ino).unwrap(), b"user.plain\0");
     assert!(u.overlay().get_xattr(ino, b"user.overlay.opaque").is_err());
-    assert!(u.overlay().set_xattr(ino, b"trusted.overlay.opaque", b"y", 0).is_err());
-    assert!(u.overlay().set_xattr(ino, b"user.fuseoverlayfs.opaque", b"y", 0).is_err());
+    // One that a user sets is the user's, and marks nothing.
+    let mine = b"user.fuseoverlayfs.opaque";
+    u.unlink("d/own").unwrap();
+    u.overlay().set_xattr(ino, mine, b"y", 0).unwrap();
+    std::fs::remove_file(u.upper().join("d/.wh.own")).unwrap();
+    u.remount();
+    u.expect("d/ d/own=1");
+    let ino = u.ino("d").unwrap();
+    assert_eq!(u.overlay().get_xattr(ino, mine).unwrap(), b"y");
+    u.overlay().remove_xattr(ino, mine).unwrap();
+    assert!(u.overlay().get_xattr(ino, mine).is_err());
 }
 
 #[test]
