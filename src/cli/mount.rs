@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use super::daemon::{self, Plan};
 use super::mount_options::{Call, Options};
 use crate::fuse::{Allow, FS_TYPE, MountConfig, MountFlag};
+use crate::layers::volatile;
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::Store;
 
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Do not sync what is copied up: a crash of the machine may lose changes
     #[arg(long)]
     volatile: bool,
+    /// Mount an upper whose volatile mount was cut short by a crash of the machine
+    #[arg(long)]
+    accept_loss: bool,
     /// Let other users in, as permissions say (root's mounts always do)
     #[arg(long)]
     allow_other: bool,
@@ -82,6 +86,7 @@ fn mount_directories(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
     check_free(mountpoint)?;
     let mut options = MountOptions::new(args.lower.clone());
     options.volatile = args.volatile;
+    options.accept_loss = args.accept_loss;
     if let (Some(upper), Some(work)) = (&args.upper, &args.work) {
         options.upper = Some(UpperOptions { upper: upper.clone(), work: work.clone() });
     }
@@ -97,6 +102,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let image = store.find_image(asked)?;
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
     options.volatile = args.volatile;
+    options.accept_loss = args.accept_loss;
     if args.read_only {
         return daemon::start(plan(args, options, asked.to_owned(), mountpoint))?.serve();
     }
@@ -170,7 +176,7 @@ fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
 pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
     let call = Call::parse(&args[1..])?;
     super::start_log(call.debug.then_some(log::LevelFilter::Debug));
-    let Options { lowers, upper, work, form, volatile, fsname, allow, flags, unknown } =
+    let Options { lowers, upper, work, form, volatile, atime, fsname, allow, flags, unknown } =
         call.options;
     for option in unknown {
         eprintln!("plyfs: warning: unknown option {option} ignored");
@@ -180,7 +186,16 @@ pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
     let mut options = MountOptions::new(lowers);
     options.volatile = volatile;
     options.form = form;
+    options.atime = atime;
     if let (Some(upper), Some(work)) = (upper, work) {
+        // Who calls a mount program mounts again by itself, and could not be asked.
+        options.accept_loss = true;
+        if volatile::was_cut_short(&work).unwrap_or(false) {
+            eprintln!(
+                "plyfs: warning: upper {} was mounted volatile when the machine went down: it may lack what programs synced",
+                super::shown(upper.as_os_str())
+            );
+        }
         options.upper = Some(UpperOptions { upper, work });
     }
     let mut flags = flags;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use crate::fuse::{Allow, MountFlag};
-use crate::overlay::UpperForm;
+use crate::overlay::{Atime, UpperForm};
 
 /// What the options ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub(super) struct Options {
     pub(super) work: Option<PathBuf>,
     pub(super) form: UpperForm,
     pub(super) volatile: bool,
+    pub(super) atime: Atime,
     pub(super) fsname: Option<String>,
     pub(super) allow: Option<Allow>,
     pub(super) flags: Vec<MountFlag>,
@@ -36,12 +37,11 @@ pub(super) struct Call {
 }
 
 /// Options that belong to mount(8) or fstab, or that say what is so anyway.
-const ACCEPTED: [&str; 22] = [
+const ACCEPTED: [&str; 20] = [
     "rw",
     "dev",
     "suid",
     "exec",
-    "atime",
     "async",
     "defaults",
     "auto",
@@ -53,7 +53,6 @@ const ACCEPTED: [&str; 22] = [
     "nouser",
     "owner",
     "group",
-    "relatime",
     "diratime",
     "nodiratime",
     "private",
@@ -143,6 +142,7 @@ impl Options {
                 self.fsname = Some(unescape(needed()?).to_string_lossy().into_owned());
             }
             "volatile" => self.volatile = true,
+            "noatime" | "atime" | "relatime" | "strictatime" => self.set_atime(&name),
             "rich" => self.form = UpperForm::Rich,
             "allow_other" => self.allow = Some(Allow::Everybody),
             "allow_root" => self.allow = Some(Allow::OwnerAndRoot),
@@ -156,13 +156,25 @@ impl Options {
         Ok(())
     }
 
+    /// The union follows the policy; the kernel's flag only shows it in /proc/mounts.
+    fn set_atime(&mut self, name: &str) {
+        self.flags.retain(|flag| *flag != MountFlag::NoAtime);
+        self.atime = match name {
+            "noatime" => Atime::Never,
+            "strictatime" => Atime::Always,
+            _ => Atime::Relative,
+        };
+        if self.atime == Atime::Never {
+            self.flags.push(MountFlag::NoAtime);
+        }
+    }
+
     fn add_flag(&mut self, name: &str, has_value: bool) {
         let flag = match name {
             "ro" => MountFlag::ReadOnly,
             "nodev" => MountFlag::NoDev,
             "nosuid" => MountFlag::NoSuid,
             "noexec" => MountFlag::NoExec,
-            "noatime" => MountFlag::NoAtime,
             "sync" => MountFlag::Sync,
             "dirsync" => MountFlag::DirSync,
             _ if !has_value && ACCEPTED.contains(&name) => {
@@ -194,7 +206,6 @@ fn undoes(name: &str, flag: MountFlag) -> bool {
             | ("dev", MountFlag::NoDev)
             | ("suid", MountFlag::NoSuid)
             | ("exec", MountFlag::NoExec)
-            | ("atime", MountFlag::NoAtime)
             | ("async", MountFlag::Sync)
     )
 }

@@ -189,8 +189,10 @@ impl Walk<'_> {
     }
 }
 
+type Name = (Box<[u8]>, Ino, FileType);
+
 /// What a directory of a union shows.
-fn names(tree: &Overlay, dir: Ino, path: &[u8]) -> Result<Vec<(Box<[u8]>, Ino, FileType)>, Error> {
+fn names(tree: &Overlay, dir: Ino, path: &[u8]) -> Result<Vec<Name>, Error> {
     let mut names = Vec::new();
     let after_dots = 2;
     tree.readdir(dir, after_dots, |entry| {

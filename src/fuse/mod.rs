@@ -120,7 +120,7 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     };
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
-    let session = attach::attach(Ops { overlay }, &mountpoint, config, session_config)?;
+    let session = attach::attach(Ops::new(overlay), &mountpoint, config, session_config)?;
     Ok(Mounted { session: Some(session), mountpoint })
 }
 

@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -30,13 +32,52 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 const GENERATION: Generation = Generation(0);
 /// Largest WRITE in bytes: what the kernel's default page limit (256) allows.
 const MAX_WRITE: u32 = 1 << 20;
+/// Bytes of a copy_file_range(2) that take milliseconds.
+const LONG_RANGE: usize = 4 << 20;
 /// Read-ahead and other background requests in flight at a time.
 const MAX_BACKGROUND: u16 = 64;
 
 /// A union behind the FUSE protocol.
 #[derive(Debug)]
 pub(super) struct Ops {
-    pub(super) overlay: Overlay,
+    overlay: Arc<Overlay>,
+    /// Operations that run beside the workers now.
+    offloaded: Arc<AtomicUsize>,
+}
+
+/// So many operations may run beside the workers; each is one that a process waits for.
+const MAX_OFFLOADED: usize = 256;
+
+impl Ops {
+    pub(super) fn new(overlay: Overlay) -> Self {
+        Self { overlay: Arc::new(overlay), offloaded: Arc::default() }
+    }
+
+    /// Whether an operation gets a thread of its own, so that one that copies a large file, or
+    /// waits for a disk, keeps no worker from answering others.
+    fn offloads(&self, takes_long: bool) -> bool {
+        takes_long && self.offloaded.load(Ordering::Relaxed) < MAX_OFFLOADED
+    }
+
+    /// Runs an operation here, or in a thread of its own.
+    fn run(&self, takes_long: bool, operation: impl FnOnce(&Overlay) + Send + 'static) {
+        if !self.offloads(takes_long) {
+            return operation(&self.overlay);
+        }
+        let (overlay, count) = (Arc::clone(&self.overlay), Arc::clone(&self.offloaded));
+        count.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name("offloaded".into());
+        let spawned = thread.spawn(move || {
+            operation(&overlay);
+            drop(overlay);
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        // The reply that went with the operation says EIO.
+        if let Err(error) = spawned {
+            log::error!("no thread for an operation: {error}");
+            self.offloaded.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 thread_local! {
@@ -186,7 +227,10 @@ impl Filesystem for Ops {
             // The wire's FATTR_KILL_SUIDGID is not passed on by fuser: root has CAP_FSETID.
             kill_suidgid: req.uid() != 0,
         };
-        reply_attr(reply, "setattr", &self.overlay.setattr(convert::ino(ino), &change));
+        let ino = convert::ino(ino);
+        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+            reply_attr(reply, "setattr", &overlay.setattr(ino, &change));
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -271,9 +315,13 @@ impl Filesystem for Ops {
             _ => return reply.error(Errno::EINVAL), // as the kernel's overlayfs
         };
         let (parent, newparent) = (convert::ino(parent), convert::ino(newparent));
-        let result =
-            self.overlay.rename(parent, name.as_bytes(), newparent, newname.as_bytes(), mode);
-        reply_empty(reply, "rename", &result);
+        let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let takes_long = self.overlay.rename_takes_long(parent, &name)
+            || mode == RenameMode::Exchange && self.overlay.rename_takes_long(newparent, &newname);
+        self.run(takes_long, move |overlay| {
+            let result = overlay.rename(parent, &name, newparent, &newname, mode);
+            reply_empty(reply, "rename", &result);
+        });
     }
 
     fn link(
@@ -285,7 +333,10 @@ impl Filesystem for Ops {
         reply: ReplyEntry,
     ) {
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
-        reply_entry(reply, "link", &self.overlay.link(ino, parent, newname.as_bytes()));
+        let name = newname.as_bytes().to_vec();
+        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+            reply_entry(reply, "link", &overlay.link(ino, parent, &name));
+        });
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -351,9 +402,14 @@ impl Filesystem for Ops {
         reply: ReplyWrite,
     ) {
         let kill_suidgid = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let result =
-            self.overlay.write(convert::ino(ino), offset, data, WriteFlags { kill_suidgid });
-        reply_written(reply, "write", &result);
+        let (ino, how) = (convert::ino(ino), WriteFlags { kill_suidgid });
+        if self.offloads(self.overlay.copy_up_takes_long(ino)) {
+            let data = data.to_vec();
+            return self.run(true, move |overlay| {
+                reply_written(reply, "write", &overlay.write(ino, offset, &data, how));
+            });
+        }
+        reply_written(reply, "write", &self.overlay.write(ino, offset, data, how));
     }
 
     fn flush(
@@ -375,7 +431,9 @@ impl Filesystem for Ops {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, "fsync", &self.overlay.fsync(convert::ino(ino), datasync));
+        self.run(self.overlay.waits_for_disks(), move |overlay| {
+            reply_empty(reply, "fsync", &overlay.fsync(convert::ino(ino), datasync));
+        });
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -432,7 +490,9 @@ impl Filesystem for Ops {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, "fsyncdir", &self.overlay.fsync(convert::ino(ino), datasync));
+        self.run(self.overlay.waits_for_disks(), move |overlay| {
+            reply_empty(reply, "fsyncdir", &overlay.fsync(convert::ino(ino), datasync));
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -462,8 +522,10 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
-        let result = self.overlay.set_xattr(ino, name.as_bytes(), value, flags);
-        reply_empty(reply, "setxattr", &result);
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+            reply_empty(reply, "setxattr", &overlay.set_xattr(ino, &name, &value, flags));
+        });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -476,22 +538,40 @@ impl Filesystem for Ops {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.overlay.remove_xattr(convert::ino(ino), name.as_bytes());
-        reply_empty(reply, "removexattr", &result);
+        let (ino, name) = (convert::ino(ino), name.as_bytes().to_vec());
+        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+            reply_empty(reply, "removexattr", &overlay.remove_xattr(ino, &name));
+        });
     }
 
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        let ino = convert::ino(ino);
+        match (libc::Ioctl::from(cmd), in_data) {
+            (libc::FS_IOC_GETFLAGS, _) => match self.overlay.flags(ino) {
+                Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                Err(error) => reply.error(errno("get flags", &error)),
+            },
+            (libc::FS_IOC_SETFLAGS, [a, b, c, d, ..]) => {
+                let flags = u32::from_ne_bytes([*a, *b, *c, *d]);
+                self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+                    match overlay.set_flags(ino, flags) {
+                        Ok(()) => reply.ioctl(0, &[]),
+                        Err(error) => reply.error(errno("set flags", &error)),
+                    }
+                });
+            }
+            _ => reply.error(Errno::ENOTTY),
+        }
     }
 
     fn fallocate(
@@ -505,8 +585,10 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         let how = WriteFlags { kill_suidgid: req.uid() != 0 };
-        let result = self.overlay.fallocate(convert::ino(ino), mode, offset, length, how);
-        reply_empty(reply, "fallocate", &result);
+        let ino = convert::ino(ino);
+        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+            reply_empty(reply, "fallocate", &overlay.fallocate(ino, mode, offset, length, how));
+        });
     }
 
     fn lseek(
@@ -543,7 +625,10 @@ impl Filesystem for Ops {
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
         let how = WriteFlags { kill_suidgid: req.uid() != 0 };
-        let result = self.overlay.copy_range(from, offset_in, to, offset_out, len, how);
-        reply_written(reply, "copy_file_range", &result);
+        let takes_long = len >= LONG_RANGE || self.overlay.copy_up_takes_long(to);
+        self.run(takes_long, move |overlay| {
+            let result = overlay.copy_range(from, offset_in, to, offset_out, len, how);
+            reply_written(reply, "copy_file_range", &result);
+        });
     }
 }

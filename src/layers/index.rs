@@ -32,15 +32,25 @@ use crate::sys::{self, Errno, Ignoring, Stat, Timestamp};
 const RECORD: usize = 32;
 const LOG_NAME: &str = "origins";
 const LOG_NAME_NEW: &str = "origins.new";
-/// The log is rewritten at mount when it has this many times the records needed.
+/// The log is rewritten when it has this many times the records needed, at mount and, if it
+/// is longer than [`LONG_LOG`], while mounted.
 const SLACK: usize = 2;
+const LONG_LOG: usize = 1 << 16;
 
 /// The index of one workdir.
 #[derive(Debug)]
 pub struct Index {
+    work: OwnedFd,
     dir: OwnedFd,
-    log: File,
+    log: Mutex<Log>,
     known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: File,
+    /// Records in the file.
+    records: usize,
 }
 
 #[derive(Debug, Default)]
@@ -76,22 +86,19 @@ impl Index {
         }
         let dir = sys::open_at(work, b"index", sys::O_DIRECTORY)?;
         let mut known = Known::default();
-        let records = read_log(work, &mut known)?;
+        let mut records = read_log(work, &mut known)?;
         for entry in sys::read_dir(dir.as_fd())? {
             if let Some(origin) = parse_link_name(&entry.name) {
                 known.linked.insert(origin);
             }
         }
-        let needed = known.origins.len() + known.left.len() + known.devices.len();
-        if records > SLACK * (needed + 1) {
+        if records > SLACK * (known.needed() + 1) {
             rewrite_log(work, &known)?;
+            records = known.needed();
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
-        // A torn last record would put all that follow it out of step.
-        let size = sys::fstat(&log)?.size;
-        rustix::fs::ftruncate(&log, size - size % RECORD as u64)?;
-        Ok(Self { dir, log: log.into(), known: Mutex::new(known) })
+        let file = open_log(work)?;
+        let work = sys::open_at(work, b".", sys::O_DIRECTORY)?;
+        Ok(Self { work, dir, log: Mutex::new(Log { file, records }), known: Mutex::new(known) })
     }
 
     /// Tells the real 0:0 devices of the upper layer that `work` belongs to, without holding
@@ -132,12 +139,14 @@ impl Index {
         let birth = upper.btime.ok_or(Errno::PERM)?;
         self.known.lock().devices.insert(upper.ino, birth);
         self.append(&Record { upper: upper.ino, origin: DEVICE, birth, left: LEFT_UNSAID })?;
-        rustix::fs::fdatasync(&self.log)
+        rustix::fs::fdatasync(&self.log.lock().file)
     }
 
-    /// Forgets an upper inode that is about to go.
+    /// Forgets an upper inode that is gone.
     pub fn forget_origin(&self, upper_ino: u64) {
-        self.known.lock().origins.remove(&upper_ino);
+        let mut known = self.known.lock();
+        known.origins.remove(&upper_ino);
+        known.devices.remove(&upper_ino);
     }
 
     /// How many of the origin's names still lie in its layer, if that was ever changed.
@@ -185,10 +194,29 @@ impl Index {
     }
 
     fn append(&self, record: &Record) -> sys::Result<()> {
-        (&self.log)
+        let mut log = self.log.lock();
+        if log.records >= LONG_LOG {
+            let known = self.known.lock();
+            if log.records > SLACK * known.needed() {
+                rewrite_log(self.work.as_fd(), &known)?;
+                *log = Log { file: open_log(self.work.as_fd())?, records: known.needed() };
+            }
+        }
+        log.file
             .write_all(&record.encode())
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        log.records += 1;
+        Ok(())
     }
+}
+
+fn open_log(work: BorrowedFd<'_>) -> sys::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
+    // A torn last record would put all that follow it out of step.
+    let size = sys::fstat(&log)?.size;
+    rustix::fs::ftruncate(&log, size - size % RECORD as u64)?;
+    Ok(log.into())
 }
 
 fn parse_link_name(name: &[u8]) -> Option<Ino> {
@@ -237,6 +265,11 @@ fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
 }
 
 impl Known {
+    /// Records that say all of it.
+    fn needed(&self) -> usize {
+        self.origins.len() + self.left.len() + self.devices.len()
+    }
+
     fn is_device(&self, upper: &Stat) -> bool {
         upper.btime.is_some() && self.devices.get(&upper.ino) == upper.btime.as_ref()
     }
@@ -283,6 +316,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_log_does_not_grow_without_end() {
+        let work = tempfile::tempdir().unwrap();
+        let fd = sys::open_dir(work.path()).unwrap();
+        let index = Index::open(fd.as_fd()).unwrap();
+        for n in 0..3 * LONG_LOG {
+            index.set_left(Ino(5), n as u32).unwrap();
+        }
+        let size = std::fs::metadata(work.path().join(LOG_NAME)).unwrap().len();
+        assert!(size <= ((LONG_LOG + 1) * RECORD) as u64, "{size}");
+        drop(index);
+        let last = (3 * LONG_LOG - 1) as u32;
+        assert_eq!(Index::open(fd.as_fd()).unwrap().left(Ino(5)), Some(last));
+    }
+
+    #[test]
     fn origins_and_counts_outlive_the_mount() {
         let work = tempfile::tempdir().unwrap();
         let file = work.path().join("file");
@@ -298,7 +346,7 @@ mod tests {
         let opened = File::open(&file).unwrap();
         index.link(opened.as_fd(), Ino(77)).unwrap();
         assert_eq!(index.record_device(&stat).is_ok(), stat.btime.is_some());
-        (&index.log).write_all(b"torn").unwrap();
+        index.log.lock().file.write_all(b"torn").unwrap();
         drop(index);
         let torn = Index::open(fd.as_fd()).unwrap();
         torn.set_left(Ino(78), 9).unwrap();

@@ -10,6 +10,7 @@
 //! - [`index`]: hard links and inode numbers that outlive copy-up, kept in workdir
 //! - [`private_xattr`]: xattrs that belong to unions and are never shown
 //! - [`redirect`]: where a renamed directory's or a metacopy's rest lies in the layers below
+//! - [`volatile`]: the marker of a mount that skips syncs
 //! - [`number`]: one number space for the inodes of several devices
 
 pub mod index;
@@ -19,6 +20,7 @@ pub mod number;
 pub mod private_xattr;
 pub mod redirect;
 pub mod upper;
+pub mod volatile;
 
 use crate::sys::Errno;
 
@@ -60,6 +62,14 @@ pub enum Error {
         place: String,
         /// The lower layer.
         lower: String,
+    },
+    /// The machine went down while syncs were skipped.
+    #[error(
+        "upper {upper} was mounted volatile when the machine went down: it may lack what programs synced (--accept-loss mounts it nevertheless)"
+    )]
+    CutShort {
+        /// The upper directory.
+        upper: String,
     },
     /// Another mount holds the upper layer.
     #[error("upper {upper} is in use: {holder}")]

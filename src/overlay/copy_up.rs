@@ -38,6 +38,9 @@ struct Copy<'a> {
     data: Option<Arc<LowerData>>,
 }
 
+/// Bytes whose copying takes milliseconds.
+const LONG_COPY: u64 = 4 << 20;
+
 /// How much of a file an operation needs in upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
@@ -62,6 +65,17 @@ impl Overlay {
     /// As [`copy_up`](Self::copy_up), but the data may stay in the lower layer.
     pub(super) fn copy_up_attributes(&self, inode: &Arc<Inode>) -> Result<()> {
         self.copy_up_extent(inode, Extent::Attributes)
+    }
+
+    /// Whether a change of this inode's data copies so much, or waits for a disk, that the
+    /// time is worth a thread.
+    pub fn copy_up_takes_long(&self, ino: Ino) -> bool {
+        let Ok(inode) = self.inode(ino) else { return false };
+        if self.upper.is_none() || inode.kind != FileType::RegularFile || inode.has_data_in_upper()
+        {
+            return false;
+        }
+        self.volatile.is_none() || self.stat_object(&inode).is_ok_and(|stat| stat.size >= LONG_COPY)
     }
 
     fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
@@ -142,7 +156,7 @@ impl Overlay {
             kind => (build_node(kind, lower, &temp, &object)?, None),
         };
         copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
-        if inode.kind == FileType::RegularFile && !self.volatile {
+        if inode.kind == FileType::RegularFile && !self.skips_sync()? {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
         let stat = sys::fstat(&fd).context("stat copy", b"")?;

@@ -4,15 +4,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::Overlay;
 use super::attr::drop_suidgid;
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Result, best_effort};
+use super::fd_cache::FdKey;
 use super::inode::Inode;
 use super::real::Access;
+use super::{Atime, Overlay};
 use crate::layers::number::Ino;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, FileType};
 
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +45,10 @@ impl Overlay {
                 Err(errno) => return Err(errno).context("read", b""),
             }
         }
+        if self.atime == Atime::Always && inode.has_data_in_upper() {
+            let marked = sys::set_times(fd.as_fd(), Some(sys::TimeChange::Now), None);
+            best_effort("mark an access", marked);
+        }
         Ok(done)
     }
 
@@ -51,7 +56,12 @@ impl Overlay {
     /// written is counted, and the error comes with the next write.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], flags: WriteFlags) -> Result<usize> {
         let inode = self.inode(ino)?;
-        let fd = self.writable(&inode)?;
+        let fd = match self.writable(&inode) {
+            Err(Error::Io { errno: Errno::PERM, .. }) if inode.has_data_in_upper() => {
+                return self.append(&inode, offset, data);
+            }
+            result => result?,
+        };
         drop_privileges(&fd, flags)?;
         let mut done = 0;
         while done < data.len() {
@@ -63,6 +73,48 @@ impl Overlay {
             }
         }
         Ok(done)
+    }
+
+    /// The flags of a file or directory, as `lsattr` shows them (FS_IOC_GETFLAGS).
+    ///
+    /// # Errors
+    /// ENOTTY for what has none.
+    pub fn flags(&self, ino: Ino) -> Result<u32> {
+        let inode = self.flagged(ino)?;
+        sys::get_flags(self.object(&inode)?.as_fd()).context("get flags", b"")
+    }
+
+    /// Sets the flags of a file or directory (FS_IOC_SETFLAGS).
+    pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<()> {
+        let inode = self.flagged(ino)?;
+        if self.flags(ino)? == flags {
+            return Ok(());
+        }
+        self.copy_up(&inode)?;
+        sys::set_flags(self.object(&inode)?.as_fd(), flags).context("set flags", b"")?;
+        // What was open for writing would not ask the new flags.
+        self.fds.remove(FdKey::Write(ino));
+        Ok(())
+    }
+
+    fn flagged(&self, ino: Ino) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            FileType::RegularFile | FileType::Directory => Ok(inode),
+            _ => Err(Errno::NOTTY).context("flags", b""),
+        }
+    }
+
+    /// Writes to a file that only grows: its descriptor must say so, and only the end will do.
+    fn append(&self, inode: &Arc<Inode>, offset: u64, data: &[u8]) -> Result<usize> {
+        let object = self.object(inode)?;
+        let stat = sys::fstat(object.as_fd()).context("stat", b"")?;
+        if !stat.append_only || offset != stat.size {
+            return Err(Errno::PERM).context("write", b"");
+        }
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
+        let fd = sys::reopen(object.as_fd(), flags).context("open for appending", b"")?;
+        rustix::io::write(&fd, data).context("append", b"")
     }
 
     fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
@@ -80,16 +132,16 @@ impl Overlay {
     /// Makes a file's data durable; `data_only` leaves out what reading it does not need.
     pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
         let inode = self.inode(ino)?;
-        if self.volatile || !inode.in_upper() {
+        if !inode.in_upper() || self.skips_sync()? {
             return Ok(()); // a lower file has nothing that is not durable
         }
         let fd = if inode.is_dir() {
-            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let dir = sys::open_at(self.upper_dir(&inode)?.as_fd(), b".", flags);
             Arc::new(dir.context("open", b".")?)
         } else if !inode.has_data_in_upper() {
             // A metacopy: its attributes are all that is new.
-            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             Arc::new(sys::reopen(self.object(&inode)?.as_fd(), flags).context("open", b"")?)
         } else {
             self.data(&inode, Access::Read)?

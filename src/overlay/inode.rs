@@ -3,7 +3,7 @@
 //! An inode is kept while the kernel holds a reference (lookups) or a known child needs it
 //! to find its way (a child's link holds its parent). So it outlives its last name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -190,7 +190,6 @@ impl Inode {
 const SHARDS: usize = 64;
 /// How many inodes that could not be dropped yet are looked at again per forget.
 const LIMBO_BATCH: usize = 16;
-const MAX_LIMBO: usize = 1024;
 
 type Shard = Mutex<HashMap<Ino, Arc<Inode>>>;
 
@@ -199,7 +198,31 @@ type Shard = Mutex<HashMap<Ino, Arc<Inode>>>;
 pub(super) struct InodeTable {
     shards: Box<[Shard]>,
     /// Unreferenced by the kernel, but in use when last looked at.
-    limbo: Mutex<Vec<Ino>>,
+    limbo: Mutex<Limbo>,
+}
+
+/// A queue in which each number stands once.
+#[derive(Debug, Default)]
+struct Limbo {
+    queue: VecDeque<Ino>,
+    members: HashSet<Ino>,
+}
+
+impl Limbo {
+    fn push(&mut self, ino: Ino) {
+        if self.members.insert(ino) {
+            self.queue.push_back(ino);
+        }
+    }
+
+    fn take(&mut self, count: usize) -> Vec<Ino> {
+        let count = count.min(self.queue.len());
+        let taken: Vec<Ino> = self.queue.drain(..count).collect();
+        for ino in &taken {
+            self.members.remove(ino);
+        }
+        taken
+    }
 }
 
 impl InodeTable {
@@ -255,11 +278,7 @@ impl InodeTable {
             }
         }
         self.drop_unused(ino, &mut dropped);
-        let again: Vec<Ino> = {
-            let mut limbo = self.limbo.lock();
-            let keep = limbo.len().saturating_sub(LIMBO_BATCH);
-            limbo.split_off(keep)
-        };
+        let again = self.limbo.lock().take(LIMBO_BATCH);
         for ino in again {
             self.drop_unused(ino, &mut dropped);
         }
@@ -294,10 +313,7 @@ impl InodeTable {
     /// Notes an inode that is in use: by a child, whose drop leads here again, or by an
     /// operation, which does not.
     fn look_again(&self, ino: Ino) {
-        let mut limbo = self.limbo.lock();
-        if limbo.len() < MAX_LIMBO && !limbo.contains(&ino) {
-            limbo.push(ino);
-        }
+        self.limbo.lock().push(ino);
     }
 }
 

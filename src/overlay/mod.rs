@@ -53,7 +53,7 @@ pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};
 pub use listing::{Cookie, LayerIndex};
-pub use mount_options::{MountOptions, UpperForm, UpperOptions};
+pub use mount_options::{Atime, MountOptions, UpperForm, UpperOptions};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 
@@ -62,28 +62,33 @@ use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
 use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
+use crate::layers::volatile::{self, Volatile};
+use error::Context;
 use fd_cache::FdCache;
 use held::HeldFds;
 use inode::{Inode, InodeTable};
 use listing::Hashing;
 
 /// A mounted union.
+///
+/// Fields are dropped in this order: the lock on upper goes last.
 #[derive(Debug)]
 pub struct Overlay {
-    lowers: Vec<Lower>,
-    upper: Option<Upper>,
-    /// Whether copied-up data is not synced before it is published.
-    volatile: bool,
+    root: Arc<Inode>,
+    inodes: InodeTable,
+    fds: FdCache,
+    held: HeldFds,
+    numbering: Numbering,
+    hashing: Hashing,
+    atime: Atime,
     /// The xattrs in which rich layers hold their pointers.
     namespace: Namespace,
     /// Whether operations may leave pointers in upper.
     makes_pointers: bool,
-    numbering: Numbering,
-    hashing: Hashing,
-    inodes: InodeTable,
-    fds: FdCache,
-    held: HeldFds,
-    root: Arc<Inode>,
+    lowers: Vec<Lower>,
+    /// Present if syncs are skipped.
+    volatile: Option<Volatile>,
+    upper: Option<Upper>,
 }
 
 impl Overlay {
@@ -108,12 +113,17 @@ impl Overlay {
             Some(upper) if options.form == UpperForm::Rich => upper.make_rich(namespace),
             _ => false,
         };
+        let volatile = match &options.upper {
+            Some(places) => prepare_syncs(places, options)?,
+            None => None,
+        };
         let numbering = Numbering::default();
         let root = Arc::new(Self::root_inode(&lowers, upper.as_ref(), &numbering)?);
         Ok(Self {
             lowers,
             upper,
-            volatile: options.volatile,
+            volatile,
+            atime: options.atime,
             namespace,
             makes_pointers,
             numbering,
@@ -130,6 +140,11 @@ impl Overlay {
         self.upper.is_some()
     }
 
+    /// Whether a sync waits for disks.
+    pub fn waits_for_disks(&self) -> bool {
+        self.volatile.is_none()
+    }
+
     /// How many inodes are known at the moment, the root included.
     pub fn known_inodes(&self) -> usize {
         self.inodes.len()
@@ -140,9 +155,37 @@ impl Overlay {
         self.inodes.get(ino).ok_or(Error::Stale)
     }
 
+    /// Whether syncs are skipped: to be asked only by who then skips one.
+    fn skips_sync(&self) -> Result<bool> {
+        let Some(volatile) = &self.volatile else {
+            return Ok(false);
+        };
+        volatile.before_skipping().context("sync the marker of a volatile mount", b"")?;
+        Ok(true)
+    }
+
     fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Error::ReadOnly)
     }
+}
+
+/// Looks after the marker of volatile mounts, of the last one and of this one.
+fn prepare_syncs(
+    places: &UpperOptions,
+    options: &MountOptions,
+) -> std::result::Result<Option<Volatile>, crate::layers::Error> {
+    let error = |op| crate::layers::Error::io(op, &places.work);
+    let is_lost = volatile::was_cut_short(&places.work).map_err(error("read workdir"))?;
+    if is_lost && !options.accept_loss {
+        let upper = places.upper.display().to_string();
+        return Err(crate::layers::Error::CutShort { upper });
+    }
+    let work = crate::sys::open_dir(&places.work).map_err(error("open workdir"))?;
+    if options.volatile {
+        return Volatile::mark(work).map(Some).map_err(error("write workdir"));
+    }
+    volatile::settle(&work).map_err(error("sync upper"))?;
+    Ok(None)
 }
 
 /// Refuses an upper or workdir that is, holds, or lies in a lower layer.

@@ -14,11 +14,29 @@ pub struct MountOptions {
     /// Do not sync what is copied up (mount option `volatile`): a crash of the machine
     /// may lose it.
     pub volatile: bool,
+    /// Mount an upper whose last volatile mount a crash of the machine cut short.
+    pub accept_loss: bool,
+    /// When reading a file of upper changes its time of last access; files of lower layers
+    /// keep theirs.
+    pub atime: Atime,
     /// Who mounts, in words, for those who find the upper layer locked.
     pub holder: String,
     /// How many descriptors may be kept open for speed, and as many again for files that are
     /// open and deleted.
     pub max_open_files: usize,
+}
+
+/// When a read counts as an access. Reads that the page cache answers never do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Atime {
+    /// Never (mount option `noatime`).
+    Never,
+    /// As the filesystem below has it, usually when the last access was before the last
+    /// change, or more than a day ago (`relatime`).
+    #[default]
+    Relative,
+    /// Always (`strictatime`).
+    Always,
 }
 
 /// What the union may leave in upper beside plain files and marks.
@@ -49,6 +67,8 @@ impl MountOptions {
             upper: None,
             form: UpperForm::Plain,
             volatile: false,
+            accept_loss: false,
+            atime: Atime::Relative,
             holder: format!("pid {}", std::process::id()),
             max_open_files: 256,
         }

@@ -4,14 +4,16 @@
 //! whatever is opened by it is verified by its inode number and tried again if another
 //! file was met. The one place where lower files are opened; always read-only.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Overlay;
+use rustix::fs::OFlags;
+
 use super::error::{Context, Error, Result};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, LowerDir, UpperFile};
+use super::{Atime, Overlay};
 use crate::layers::index::Index;
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno, FileType, Stat};
@@ -224,10 +226,19 @@ impl Overlay {
             Access::Read => self.open_for_reading(inode),
             Access::Write if inode.has_data_in_upper() => {
                 let object = self.object(inode)?;
-                let fd = open_for_writing(&object).context("open for writing", b"")?;
+                let flags = self.upper_flags(sys::O_READWRITE);
+                let fd = open_for_writing(&object, flags).context("open for writing", b"")?;
                 Ok(self.fds.put(FdKey::Write(inode.ino), fd))
             }
             Access::Write => Err(Error::ReadOnly),
+        }
+    }
+
+    /// How a file of upper is opened for data.
+    fn upper_flags(&self, flags: OFlags) -> OFlags {
+        match self.atime {
+            Atime::Never => flags | OFlags::NOATIME,
+            Atime::Relative | Atime::Always => flags,
         }
     }
 
@@ -244,9 +255,13 @@ impl Overlay {
         let fd = match lower {
             Some(lower) => {
                 let dir = self.lower_dir(&lower.dir)?;
-                sys::open_at(dir.as_fd(), &lower.name, sys::O_READ).context("open", &lower.name)?
+                sys::open_unmarked(dir.as_fd(), &lower.name, sys::O_READ)
+                    .context("open", &lower.name)?
             }
-            None => sys::reopen(self.object(inode)?.as_fd(), sys::O_READ).context("open", b"")?,
+            None => {
+                let flags = self.upper_flags(sys::O_READ);
+                reopen(self.object(inode)?.as_fd(), flags).context("open", b"")?
+            }
         };
         let fd = self.fds.put(FdKey::Read(inode.ino), fd);
         // A copy-up may have dropped the key before it was put: it must not serve the old data.
@@ -258,11 +273,7 @@ impl Overlay {
 }
 
 /// Opens `name` if it is the inode `ino`.
-fn open_verified(
-    dir: std::os::fd::BorrowedFd<'_>,
-    name: &[u8],
-    ino: u64,
-) -> Result<Option<OwnedFd>> {
+fn open_verified(dir: BorrowedFd<'_>, name: &[u8], ino: u64) -> Result<Option<OwnedFd>> {
     let fd = match sys::open_at(dir, name, sys::O_PATH) {
         Err(Errno::NOENT) => return Ok(None),
         result => result.context("open upper", name)?,
@@ -289,11 +300,21 @@ pub(super) fn with_write_permission<T>(
     result
 }
 
+/// As [`sys::reopen`]; only a file's owner may open it with `O_NOATIME`, so others do without.
+fn reopen(object: BorrowedFd<'_>, flags: OFlags) -> sys::Result<OwnedFd> {
+    match sys::reopen(object, flags) {
+        Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
+            sys::reopen(object, flags - OFlags::NOATIME)
+        }
+        result => result,
+    }
+}
+
 /// Opens an upper file for writing, also one whose mode forbids it to its own owner: whoever
 /// asks has opened it already, and the kernel has checked that (an ordinary user's daemon
 /// has no CAP_DAC_OVERRIDE).
-fn open_for_writing(object: &OwnedFd) -> sys::Result<OwnedFd> {
-    match sys::reopen(object.as_fd(), sys::O_READWRITE) {
+fn open_for_writing(object: &OwnedFd, flags: OFlags) -> sys::Result<OwnedFd> {
+    match reopen(object.as_fd(), flags) {
         Err(Errno::ACCESS) => {}
         result => return result,
     }
@@ -301,7 +322,7 @@ fn open_for_writing(object: &OwnedFd) -> sys::Result<OwnedFd> {
     let path = sys::proc_path(object.as_fd());
     let set = |bits| rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(bits));
     set(mode | 0o600)?;
-    let opened = sys::reopen(object.as_fd(), sys::O_READWRITE);
+    let opened = reopen(object.as_fd(), flags);
     set(mode)?;
     opened
 }

@@ -35,10 +35,11 @@ impl Overlay {
         let mut names = parent.dir.write();
         let entry = self.checked_entry(&names, &target, &parent, name)?;
         let dir = self.upper_dir(&parent)?;
+        let before = self.removable(&target)?;
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
-        let before = self.hold_if_last(&target, &parent, &entry)?;
+        self.hold_if_last(&target, &parent, &entry)?;
         if entry.in_upper() {
             rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
         }
@@ -60,6 +61,7 @@ impl Overlay {
             return Err(Error::NotEmpty);
         }
         let dir = self.upper_dir(&parent)?;
+        self.removable(&target)?;
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
@@ -94,15 +96,25 @@ impl Overlay {
         }
     }
 
+    /// The attributes of an inode that may lose a name.
+    ///
+    /// # Errors
+    /// EPERM if its flags forbid that (`chattr +i`, `+a`), found before anything is changed.
+    pub(super) fn removable(&self, target: &Arc<Inode>) -> Result<Stat> {
+        let stat = self.stat_object(target)?;
+        if stat.is_protected() {
+            return Err(Errno::PERM).context("remove a name that is immutable", b"");
+        }
+        Ok(stat)
+    }
+
     /// Prepares an inode for losing a name: it stays usable by those who have it open.
-    /// Returns its attributes before that.
     pub(super) fn hold_if_last(
         &self,
         target: &Arc<Inode>,
         parent: &Inode,
         entry: &Entry,
-    ) -> Result<Stat> {
-        let stat = self.stat_object(target)?;
+    ) -> Result<()> {
         let last = target.state.read().links.iter().all(|link| link.is(parent, &entry.name));
         if last && target.in_upper() {
             let fd = match self.fds.get(FdKey::Write(target.ino)) {
@@ -120,7 +132,7 @@ impl Overlay {
                 *slot = Some(held);
             }
         }
-        Ok(stat)
+        Ok(())
     }
 
     /// Counts a name out that is gone: `left`, the number of names that the layer still

@@ -78,6 +78,7 @@ impl Overlay {
         {
             return Err(Error::NotEmpty); // before anything is copied up
         }
+        self.removable(&source)?;
         self.copy_up(&parent)?;
         self.copy_up(&new_parent)?;
         self.settle(&from, &source)?;
@@ -88,6 +89,18 @@ impl Overlay {
             }
             _ => self.replace(&from, &to, &source, target.as_deref()),
         }
+    }
+
+    /// Whether a rename of this name copies up more than directories.
+    pub fn rename_takes_long(&self, parent: Ino, name: &[u8]) -> bool {
+        let is_long = || -> Result<bool> {
+            let inode = self.known(&self.inode(parent)?, &held_name(name)?)?;
+            Ok(match inode.kind {
+                FileType::Directory => !self.makes_pointers && !is_pure_upper(&inode),
+                _ => self.copy_up_takes_long(inode.ino),
+            })
+        };
+        is_long().unwrap_or(false) // the rename itself meets the error
     }
 
     /// Moves `source` to its new name, over `target` if there is one.
@@ -120,14 +133,14 @@ impl Overlay {
         if covers {
             self.cut_off(source)?;
         }
+        let before = target.map(|target| self.removable(target)).transpose()?;
         let upper = self.upper()?;
         if entry.needs_whiteout() {
             upper.make_whiteout(from_dir.as_fd(), from.name).context("make whiteout", from.name)?;
         }
         let mut drop_whiteout = whiteout;
-        let mut before = None;
         if let (Some(target), Some(replaced)) = (target, &replaced) {
-            before = Some(self.hold_if_last(target, to.parent, replaced)?);
+            self.hold_if_last(target, to.parent, replaced)?;
             if target.is_dir() && replaced.in_upper() {
                 drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
             } else if source.is_dir() != target.is_dir() {

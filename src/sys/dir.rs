@@ -3,9 +3,9 @@
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::{FileType, OFlags, RawDir};
 
-use super::Result;
+use super::{Result, open_unmarked};
 
 /// Bytes asked of one getdents64(2).
 const BUFFER_SIZE: usize = 32 * 1024;
@@ -20,9 +20,10 @@ pub struct RawEntry {
 }
 
 /// Reads all of a directory given by an `O_PATH` or readable descriptor, `.` and `..` left out.
+/// It is no access to the directory, where that is allowed.
 pub fn read_dir(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+    let open = open_unmarked(dir, b".", flags)?;
     let mut buffer = [MaybeUninit::<u8>::uninit(); BUFFER_SIZE];
     let mut entries = Vec::new();
     let mut iter = RawDir::new(&open, &mut buffer);

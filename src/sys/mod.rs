@@ -7,6 +7,7 @@
 mod copy;
 mod daemon;
 mod dir;
+mod flags;
 mod metadata;
 mod object;
 mod stat;
@@ -17,10 +18,11 @@ pub use daemon::{
     Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,
 };
 pub use dir::{RawEntry, read_dir};
+pub use flags::{get_flags, set_flags};
 pub use metadata::{TimeChange, chmod, set_times};
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
-    open_dir, proc_path, reopen,
+    open_dir, open_unmarked, proc_path, reopen,
 };
 pub use stat::{Stat, Timestamp, fstat, statx_at};
 pub use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};

@@ -54,7 +54,7 @@ pub fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// The directory as the root of a private mount, without what is mounted inside it.
+/// The directory as the root of a private read-only mount, without what is mounted inside it.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, EINVAL where something mounted inside must not be uncovered.
@@ -62,7 +62,19 @@ pub fn clone_mount(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(dir, c"", flags)
+    let mount = rustix::mount::open_tree(dir, c"", flags)?;
+    if let Err(errno) = super::flags::make_read_only(mount.as_fd()) {
+        log::debug!("a layer's mount stays writable for others: {errno}");
+    }
+    Ok(mount)
+}
+
+/// Opens without marking the access, where that is allowed: to the owner of the file.
+pub fn open_unmarked(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    match open_at(dir, name, flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open_at(dir, name, flags),
+        result => result,
+    }
 }
 
 /// The name under which /proc gives access to an open descriptor.

@@ -13,3 +13,4 @@ mod open_files;
 mod readdir;
 mod remove;
 mod rename;
+mod rich;
