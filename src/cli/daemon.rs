@@ -21,9 +21,11 @@ pub(super) struct Plan {
     pub(super) foreground: bool,
 }
 
-/// Descriptors kept for speed: a quarter of what the process may open, within bounds.
-const MIN_KEPT_FILES: u64 = 32;
+/// Descriptors kept for speed, and as many for deleted open files: a third each of what the
+/// process may open beside its layers and what it opens in passing, within bounds.
+const MIN_KEPT_FILES: u64 = 16;
 const MAX_KEPT_FILES: u64 = 2048;
+const IN_PASSING: u64 = 96;
 
 /// How many threads answer the kernel: enough that a few long copy-ups leave some free.
 pub(super) fn default_threads() -> usize {
@@ -105,7 +107,8 @@ fn mount(plan: Plan) -> anyhow::Result<Mounted> {
     sys::set_umask_zero();
     let limit = sys::raise_nofile_limit();
     let mut options = plan.options;
-    options.max_open_files = (limit / 4).clamp(MIN_KEPT_FILES, MAX_KEPT_FILES) as usize;
+    let free = limit.saturating_sub(options.lowers.len() as u64 + IN_PASSING);
+    options.max_open_files = (free / 3).clamp(MIN_KEPT_FILES, MAX_KEPT_FILES) as usize;
     let shown = std::path::absolute(&plan.mountpoint).unwrap_or_else(|_| plan.mountpoint.clone());
     options.holder = holder(&shown);
     let overlay = Overlay::open(&options)?;

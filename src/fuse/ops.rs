@@ -25,7 +25,7 @@ use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
     WriteFlags,
 };
-use crate::sys::FileType;
+use crate::sys::{self, FileType};
 
 /// How long the kernel may believe what it was told: until it changes it itself.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -162,6 +162,7 @@ impl Filesystem for Ops {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_POSIX_ACL
+            | InitFlags::FUSE_HAS_IOCTL_DIR
             | InitFlags::FUSE_DONT_MASK;
         let offered = wanted & config.capabilities();
         if let Err(refused) = config.add_capabilities(offered) {
@@ -556,6 +557,7 @@ impl Filesystem for Ops {
         reply: ReplyIoctl,
     ) {
         let ino = convert::ino(ino);
+        // Of a number, the kernel sends the low 32 bits; of a long, an int.
         match (libc::Ioctl::from(cmd), in_data) {
             (libc::FS_IOC_GETFLAGS, _) => match self.overlay.flags(ino) {
                 Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
@@ -570,6 +572,17 @@ impl Filesystem for Ops {
                     }
                 });
             }
+            (sys::FS_IOC_FSGETXATTR, _) => match self.overlay.extended_flags(ino) {
+                Ok(flags) => reply.ioctl(0, &flags),
+                Err(error) => reply.error(errno("get flags", &error)),
+            },
+            (sys::FS_IOC_FSSETXATTR, data) => match sys::ExtendedFlags::try_from(data) {
+                Err(_) => reply.error(Errno::EINVAL),
+                Ok(flags) => match self.overlay.set_extended_flags(ino, &flags) {
+                    Ok(()) => reply.ioctl(0, &[]),
+                    Err(error) => reply.error(errno("set flags", &error)),
+                },
+            },
             _ => reply.error(Errno::ENOTTY),
         }
     }

@@ -41,6 +41,22 @@ struct Copy<'a> {
 /// Bytes whose copying takes milliseconds.
 const LONG_COPY: u64 = 4 << 20;
 
+impl Copy<'_> {
+    /// Moves it to its name. A directory that changes its parent must be writable, also one
+    /// whose mode says no.
+    fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        match self.temp.publish(dir, name) {
+            Err(Errno::ACCESS) if self.stat.kind() == FileType::Directory => {}
+            result => return result,
+        }
+        let mode = self.stat.permissions();
+        sys::chmod(self.fd.as_fd(), mode | 0o300)?;
+        let published = self.temp.publish(dir, name);
+        sys::chmod(self.fd.as_fd(), mode)?;
+        published
+    }
+}
+
 /// How much of a file an operation needs in upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
@@ -232,7 +248,7 @@ impl Overlay {
             let left = self.stand_for(inode, lower, &copy)?;
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
-            with_write_permission(&dir, || copy.temp.publish(dir.as_fd(), &name))
+            with_write_permission(&dir, || copy.publish(dir.as_fd(), &name))
                 .context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
             {

@@ -8,12 +8,11 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::attr::drop_suidgid;
 use super::error::{Context, Error, Result, best_effort};
-use super::fd_cache::FdKey;
 use super::inode::Inode;
 use super::real::Access;
 use super::{Atime, Overlay};
 use crate::layers::number::Ino;
-use crate::sys::{self, Errno, FileType};
+use crate::sys::{self, Errno};
 
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,36 +72,6 @@ impl Overlay {
             }
         }
         Ok(done)
-    }
-
-    /// The flags of a file or directory, as `lsattr` shows them (FS_IOC_GETFLAGS).
-    ///
-    /// # Errors
-    /// ENOTTY for what has none.
-    pub fn flags(&self, ino: Ino) -> Result<u32> {
-        let inode = self.flagged(ino)?;
-        sys::get_flags(self.object(&inode)?.as_fd()).context("get flags", b"")
-    }
-
-    /// Sets the flags of a file or directory (FS_IOC_SETFLAGS).
-    pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<()> {
-        let inode = self.flagged(ino)?;
-        if self.flags(ino)? == flags {
-            return Ok(());
-        }
-        self.copy_up(&inode)?;
-        sys::set_flags(self.object(&inode)?.as_fd(), flags).context("set flags", b"")?;
-        // What was open for writing would not ask the new flags.
-        self.fds.remove(FdKey::Write(ino));
-        Ok(())
-    }
-
-    fn flagged(&self, ino: Ino) -> Result<Arc<Inode>> {
-        let inode = self.inode(ino)?;
-        match inode.kind {
-            FileType::RegularFile | FileType::Directory => Ok(inode),
-            _ => Err(Errno::NOTTY).context("flags", b""),
-        }
     }
 
     /// Writes to a file that only grows: its descriptor must say so, and only the end will do.

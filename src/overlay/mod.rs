@@ -33,6 +33,7 @@ mod create;
 mod error;
 mod fd_cache;
 mod file;
+mod flags;
 mod held;
 mod inode;
 mod listing;

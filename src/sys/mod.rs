@@ -18,7 +18,10 @@ pub use daemon::{
     Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,
 };
 pub use dir::{RawEntry, read_dir};
-pub use flags::{get_flags, set_flags};
+pub use flags::{
+    ExtendedFlags, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, get_extended_flags, get_flags,
+    set_extended_flags, set_flags,
+};
 pub use metadata::{TimeChange, chmod, set_times};
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,

@@ -61,6 +61,8 @@ pub struct Mount {
     dir: tempfile::TempDir,
     lowers: Vec<PathBuf>,
     pub options: Vec<String>,
+    /// How many files the daemon may open, if not as many as the test.
+    pub nofile: Option<u32>,
 }
 
 impl Mount {
@@ -77,11 +79,19 @@ impl Mount {
         for name in ["upper", "work", "merged"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir, lowers, options: Vec::new() }
+        Self { dir, lowers, options: Vec::new(), nofile: None }
     }
 
     pub fn mount(&mut self) {
-        let mut command = plyfs();
+        let mut command = match self.nofile {
+            None => plyfs(),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                let line = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+                shell.arg("-euc").arg(line).arg(env!("CARGO_BIN_EXE_plyfs"));
+                shell
+            }
+        };
         command.arg("mount").args(&self.options);
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
@@ -149,6 +159,12 @@ impl Drop for Mount {
     fn drop(&mut self) {
         unmount_if_mounted(&self.merged());
     }
+}
+
+/// The process that serves a mount.
+pub fn daemon_of(m: &Mount) -> String {
+    let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
+    lock.strip_prefix("pid ").unwrap().split(',').next().unwrap().to_owned()
 }
 
 /// Detaches a mountpoint, also of a dead daemon; a directory that is none is left alone.

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::common::is_root;
-use crate::common::mounted::{Mount, fails, is_mounted, plyfs, run, sh};
+use crate::common::mounted::{Mount, daemon_of, fails, is_mounted, plyfs, run, sh};
 use crate::need_mount;
 
 fn with_lower(m: &Mount) -> Command {
@@ -236,8 +236,7 @@ fn an_upper_that_overlaps_a_lower() {
 fn a_dead_mount_is_named_as_such() {
     need_mount!();
     let m = Mount::new(&["f=1"]);
-    let lock = fs::read_to_string(m.path("work/lock")).unwrap();
-    sh(&format!("kill -9 {}", lock.strip_prefix("pid ").unwrap().split(',').next().unwrap()));
+    sh(&format!("kill -9 {}", daemon_of(&m)));
     crate::common::mounted::wait_until("it is dead", || fs::metadata(m.merged()).is_err());
     let line = fails(with_upper(&m).arg(m.merged()));
     assert!(line.contains("a dead mount is there"), "{line}");

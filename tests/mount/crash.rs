@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::common::mounted::{Mount, sh};
+use crate::common::mounted::{Mount, daemon_of, sh};
 use crate::need_mount;
 
 const ROUNDS: u32 = 6;
@@ -36,8 +36,7 @@ fn kill_9_at_any_moment() {
     m.options = vec!["--volatile".into()]; // the machine does not crash here
     for round in 0..ROUNDS {
         m.mount();
-        let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
-        let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap().to_owned();
+        let pid = daemon_of(&m);
         let mut work = Command::new("sh")
             .args(["-c", WORK])
             .env("FROM", (round * 10 + 1).to_string())

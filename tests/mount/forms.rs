@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::mounted::{Mount, is_mounted, mount_line, plyfs, run, sh, wait_until};
+use crate::common::mounted::{
+    Mount, daemon_of, is_mounted, mount_line, plyfs, run, sh, wait_until,
+};
 use crate::common::{is_root, tell};
 use crate::need_mount;
 
@@ -135,8 +137,7 @@ fn after_kill_9_it_can_be_mounted_again() {
     need_mount!();
     let mut m = Mount::new(&["d/f=1 gone=1"]);
     m.sh("echo 2 >> d/f; rm gone; echo 3 > new");
-    let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
-    let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap();
+    let pid = daemon_of(&m);
     sh(&format!("kill -9 {pid}"));
     let dead = || {
         let error = std::fs::metadata(m.at("new")).err();
@@ -182,6 +183,86 @@ fn a_union_as_a_layer_of_a_union() {
 }
 
 #[test]
+fn a_union_as_the_upper_layer_of_a_union() {
+    need_mount!();
+    for form in ["plain", "rich"] {
+        let mut first = Mount::new(&["up/d/mine=1", ""]);
+        first.sh("mkdir -p wk up");
+        let second = Mount::unmounted(&["d/f=1 d/g=2 o/p=3 keep=4 h=5 h2=>h"]);
+        let (up, wk) = (first.at("up"), first.at("wk"));
+        let mount = || {
+            let mut command = plyfs();
+            command.args(["mount", "--form", form, "--lower"]).arg(second.lower(0));
+            command.arg("--upper").arg(&up).arg("--work").arg(&wk);
+            run(command.arg(second.merged()));
+        };
+        mount();
+        second.sh(
+            "rm d/f; rm -r o; mkdir o; echo 6 > o/new; mv d e; echo x >> h; ln keep k2; chmod 600 keep
+             echo mine > .wh.keep; mkfifo pipe; mv e/g .wh.g",
+        );
+        let expected = [
+            ".wh.g=2",
+            ".wh.keep=mine\\n",
+            "e/",
+            "e/mine=1",
+            "h2=5x\\n",
+            "h=5x\\n",
+            "k2=4",
+            "keep=4",
+            "o/",
+            "o/new=6\\n",
+            "pipe special",
+        ];
+        assert_eq!(tell(&second.merged()), expected, "{form}");
+        second.unmount();
+        first.remount();
+        mount();
+        assert_eq!(tell(&second.merged()), expected, "{form}, remounted");
+        second.unmount();
+    }
+}
+
+#[test]
+fn a_volatile_mount_leaves_a_marker_that_a_crash_of_the_machine_betrays() {
+    need_mount!();
+    let mut m = Mount::unmounted(&["f=1", ""]);
+    let marker = m.path("work/volatile");
+    m.options = vec!["--volatile".into()];
+    m.mount();
+    assert!(marker.exists());
+    m.unmount();
+    wait_until("the marker is gone", || !marker.exists());
+    // The daemon's death alone loses nothing.
+    m.mount();
+    m.sh("echo 2 >> f");
+    sh(&format!("kill -9 {}", daemon_of(&m)));
+    run(plyfs().args(["umount", "--lazy"]).arg(m.merged()));
+    m.options.clear();
+    m.mount();
+    assert!(!marker.exists(), "a mount that syncs has synced what the last one left");
+    m.unmount();
+    // What a machine that went down in between leaves.
+    let after_a_crash = || std::fs::write(&marker, "another boot\n").unwrap();
+    after_a_crash();
+    let mut refused = plyfs();
+    refused.args(["mount", "--lower"]).arg(m.lower(0)).arg("--upper").arg(m.upper());
+    refused.arg("--work").arg(m.path("work")).arg(m.merged());
+    let error = crate::common::mounted::fails(&mut refused);
+    assert!(error.contains("volatile") && error.contains("--accept-loss"), "{error}");
+    assert!(!is_mounted(&m.merged()) && marker.exists());
+    run(refused.arg("--accept-loss"));
+    assert!(!marker.exists());
+    m.unmount();
+    // podman could not answer: there it is a warning.
+    after_a_crash();
+    let output = plyfs().args(["-o", &mount_options(&m)]).arg(m.merged()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("may lack"), "{said}");
+    m.expect("f=12\\n");
+}
+
+#[test]
 fn one_upper_has_one_mount() {
     need_mount!();
     let m = Mount::new(&["a=1", "b=2"]);
@@ -222,11 +303,13 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     let told = as_ordinary_user(
         &m,
         "umask 022; mkdir -p lower/d upper work m
+         mkdir -m 755 lower/shut; echo s > lower/shut/f; chmod 555 lower/shut
          echo low > lower/d/f; echo ro > lower/ro; chmod 444 lower/ro; mkdir -m 500 lower/closed
          $PLYFS mount --lower lower --upper upper --work work m
          trap '$PLYFS umount m' EXIT
          grep ' fuse.plyfs ' /proc/mounts | grep -q \"$HOME/m\"
          cat m/d/f; echo more >> m/d/f; mv m/d m/e; rm m/ro; cat m/e/f
+         chmod 600 m/shut/f; echo more >> m/shut/f; stat -c '%a' m/shut
          (umask 777; echo secret > m/unreadable); chmod 600 m/unreadable; cat m/unreadable
          python3 -c 'import os; f=os.open(\"m/w\",os.O_CREAT|os.O_RDWR,0o444); os.write(f,b\"x\"); print(os.fstat(f).st_size)'
          stat -c '%U %a' m/e m/w
@@ -237,6 +320,7 @@ fn an_ordinary_user_mounts_with_fusermount3() {
         "low",
         "low",
         "more",
+        "555",
         "secret",
         "1",
         "nobody 755",
@@ -244,6 +328,7 @@ fn an_ordinary_user_mounts_with_fusermount3() {
         ".wh.d",
         ".wh.ro",
         "e",
+        "shut",
         "unreadable",
         "w",
     ];
@@ -264,8 +349,7 @@ fn the_daemon_keeps_no_file_of_its_caller() {
         merged = m.merged().display(),
     );
     sh(&line);
-    let lock = std::fs::read_to_string(m.path("work/lock")).unwrap();
-    let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap();
+    let pid = daemon_of(&m);
     let open = sh(&format!("ls -l /proc/{pid}/fd"));
     assert!(!open.contains("leak"), "{open}");
     assert!(open.contains("/dev/fuse") && open.contains("/dev/null"), "{open}");

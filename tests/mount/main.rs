@@ -9,5 +9,6 @@ mod bad_input;
 mod crash;
 mod data;
 mod forms;
+mod limits;
 mod metadata;
 mod tree;

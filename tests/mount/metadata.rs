@@ -114,12 +114,13 @@ fn xattrs() {
         assert_eq!(lines, ["user.k=\"v\"", "user.d=\"1\""]);
         m.remount();
     }
-    let forged = Command::new("setfattr")
-        .args(["-n", "user.overlay.opaque", "-v", "y"])
-        .arg(m.at("d"))
-        .output()
-        .unwrap();
-    assert!(!forged.status.success());
+    // One that would be a union's own is held under another name, and marks nothing.
+    m.sh("setfattr -n user.overlay.opaque -v y d");
+    m.remount();
+    assert_eq!(m.sh("getfattr --only-values -n user.overlay.opaque d"), "y");
+    let mut get = Command::new("getfattr");
+    let held = run(get.args(["-d", "-m", "opaque"]).arg(m.upper().join("d")));
+    assert!(held.contains("user.overlay.overlay.opaque=\"y\""), "{held}");
 }
 
 #[test]
@@ -138,4 +139,85 @@ fn default_acls_are_inherited() {
     assert!(acl.contains("default:user:12:rwx"), "{acl}");
     assert_eq!(fs::metadata(m.at("d/f")).unwrap().mode() & 0o7777, 0o660);
     assert!(m.sh("getfacl -cn d/sticky").contains("default:user:12:rwx"));
+}
+
+#[test]
+fn inode_flags() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: immutable files need root");
+    }
+    let m = Mount::new(&["low=1 d/f=2 plain=3"]);
+    let flags = |name: &str| {
+        let file = fs::File::open(m.at(name)).unwrap();
+        rustix::fs::ioctl_getflags(&file)
+    };
+    let set = |path: &std::path::Path, flags| {
+        rustix::fs::ioctl_setflags(fs::File::open(path).unwrap(), flags)
+    };
+    let denied = |result: std::io::Result<()>| {
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    };
+    use rustix::fs::IFlags;
+    // A file of the lower layer, marked there.
+    if set(&m.lower(0).join("low"), IFlags::IMMUTABLE).is_err() {
+        return eprintln!("skipped: no immutable files on this filesystem");
+    }
+    assert!(flags("low").unwrap().contains(IFlags::IMMUTABLE));
+    denied(fs::write(m.at("low"), "x"));
+    denied(fs::remove_file(m.at("low")));
+    denied(fs::rename(m.at("low"), m.at("moved")));
+    denied(fs::rename(m.at("plain"), m.at("low")));
+    denied(fs::hard_link(m.at("low"), m.at("second")));
+    set(&m.lower(0).join("low"), IFlags::empty()).unwrap();
+    // One that is marked through the mount.
+    set(&m.at("d/f"), IFlags::IMMUTABLE | IFlags::NODUMP).unwrap();
+    assert!(flags("d/f").unwrap().contains(IFlags::IMMUTABLE | IFlags::NODUMP));
+    denied(fs::write(m.at("d/f"), "x"));
+    denied(fs::remove_file(m.at("d/f")));
+    assert_eq!(fs::read_dir(m.upper().join("d")).unwrap().count(), 1, "no whiteout was made");
+    set(&m.at("d/f"), IFlags::APPEND).unwrap();
+    denied(fs::write(m.at("d/f"), "x"));
+    let mut append = fs::File::options().append(true).open(m.at("d/f")).unwrap();
+    std::io::Write::write_all(&mut append, b"more").unwrap();
+    assert_eq!(fs::read(m.at("d/f")).unwrap(), b"2more");
+    set(&m.at("d/f"), IFlags::empty()).unwrap();
+    fs::remove_file(m.at("d/f")).unwrap();
+    let error = rustix::fs::ioctl_getflags(fs::File::open("/dev/null").unwrap()).unwrap_err();
+    assert_eq!(error, rustix::io::Errno::NOTTY);
+}
+
+#[test]
+fn access_times() {
+    need_mount!();
+    let old = fs::FileTimes::new()
+        .set_accessed(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000))
+        .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(500));
+    // Policy, atime of a file of upper after a read: changed or not.
+    let table =
+        [("noatime", [false, false]), ("relatime", [true, false]), ("strictatime", [true, true])];
+    for (policy, expected) in table {
+        let m = Mount::unmounted(&["low=1"]);
+        let age = |path: std::path::PathBuf| fs::File::open(path).unwrap().set_times(old).unwrap();
+        fs::write(m.upper().join("f"), "text").unwrap();
+        age(m.upper().join("f"));
+        age(m.lower(0).join("low"));
+        let (lower, upper, work) =
+            (m.lower(0).display(), m.upper().display().to_string(), m.path("work"));
+        let options =
+            format!("lowerdir={lower},upperdir={upper},workdir={},{policy}", work.display());
+        for changes in expected {
+            run(Command::new(env!("CARGO_BIN_EXE_plyfs")).args(["-o", &options]).arg(m.merged()));
+            let before = fs::metadata(m.at("f")).unwrap().atime_nsec();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert_eq!(fs::read(m.at("f")).unwrap(), b"text");
+            assert_eq!(fs::read(m.at("low")).unwrap(), b"1");
+            let after = fs::metadata(m.at("f")).unwrap().atime_nsec();
+            assert_eq!(before != after, changes, "{policy}");
+            m.unmount();
+        }
+        if is_root() {
+            assert_eq!(fs::metadata(m.lower(0).join("low")).unwrap().atime(), 1000, "{policy}");
+        }
+    }
 }
