@@ -36,7 +36,7 @@ impl InProcess {
         let u = &self.union;
         let o = u.overlay();
         match op {
-            Op::Create(path) => u.create(path, "new"),
+            Op::Create(path) => u.create(path, ""),
             Op::Write(path, at, byte) => u.write(path, *at, &char::from(*byte).to_string()),
             Op::Truncate(path, size) => u.truncate(path, *size),
             Op::Chmod(path, mode) => match kind(path)? {

@@ -7,6 +7,7 @@
 //! `PLYFS_MODEL_RUNS` and `PLYFS_MODEL_STEPS` ask for more.
 #![allow(missing_docs, unreachable_pub)]
 
+mod breakage;
 #[path = "../common/mod.rs"]
 mod common;
 mod in_process;
@@ -90,14 +91,18 @@ fn replay(pair: &dyn Fn() -> Pair, ops: &[Op]) -> Result<(), String> {
 }
 
 fn compare(pair: &Pair) -> Result<(), String> {
-    let (ours, theirs) = (pair.ours.snapshot(), pair.theirs.snapshot());
+    same(&pair.ours.snapshot(), &pair.theirs.snapshot())
+}
+
+/// What the one tree has that the other has not.
+fn same(ours: &[String], theirs: &[String]) -> Result<(), String> {
     if ours == theirs {
         return Ok(());
     }
     let only = |a: &[String], b: &[String]| -> Vec<String> {
         a.iter().filter(|line| !b.contains(line)).cloned().collect()
     };
-    Err(format!("only ours {:#?}, only theirs {:#?}", only(&ours, &theirs), only(&theirs, &ours)))
+    Err(format!("only ours {:#?}, only theirs {:#?}", only(ours, theirs), only(theirs, ours)))
 }
 
 /// Leaves out operations as long as it still fails.
@@ -191,7 +196,13 @@ fn beside_plain(mut union: Union, with: With) -> Pair {
     Pair { ours, theirs, same_errno: false, stacks: with == With::Stacking, _dir: dir }
 }
 
-fn mounted(by: By, dir: &Path, layers: &[&str], with: With, options: &[&str]) -> Box<dyn Subject> {
+fn mounted(
+    by: By,
+    dir: &Path,
+    layers: &[&str],
+    with: With,
+    options: &[&str],
+) -> Box<Directory<Stacked>> {
     std::fs::create_dir(dir).unwrap();
     let lowers = common::build_layers(dir, layers);
     finish(&lowers, with);

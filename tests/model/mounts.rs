@@ -77,6 +77,19 @@ impl Stacked {
         }
     }
 
+    /// The process that serves the mount, and the workdir that it uses.
+    pub fn daemon(&self) -> (String, PathBuf) {
+        let lock = std::fs::read_to_string(self.work().join("lock")).unwrap();
+        let pid = lock.strip_prefix("pid ").unwrap().split(',').next().unwrap().to_owned();
+        (pid, self.work())
+    }
+
+    /// Takes away the mount of a daemon that is dead, and mounts anew.
+    pub fn revive(&self) {
+        run(plyfs().args(["umount", "--lazy"]).arg(self.merged()));
+        self.attach();
+    }
+
     fn detach(&self) {
         match self.by {
             By::Plyfs => drop(run(plyfs().arg("umount").arg(self.merged()))),

@@ -89,8 +89,7 @@ impl<M> Directory<M> {
             Op::Create(path) => {
                 let (dir, name) = self.parent(path)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o644))?;
-                rustix::io::write(fd, b"new")?;
+                rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o644))?;
             }
             Op::Write(path, at, byte) => {
                 rustix::io::pwrite(self.file(path, OFlags::WRONLY)?, &[*byte], *at)?;
