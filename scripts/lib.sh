@@ -32,3 +32,20 @@ check_fuse() {
         return 1
     fi
 }
+
+# A mount of the script's own: `make_mount` makes $dir with lower, upper, work and m (the
+# mountpoint), `mount_it [OPTION...]` mounts it, and all of it goes when the script ends.
+make_mount() {
+    cargo build --quiet --release --locked
+    dir=$(mktemp -d)
+    trap remove_mount EXIT
+    mkdir "$dir/lower" "$dir/upper" "$dir/work" "$dir/m"
+}
+mount_it() {
+    target/release/plyfs mount "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
+}
+unmount_it() { target/release/plyfs umount "$dir/m"; }
+remove_mount() {
+    if mountpoint -q "$dir/m"; then target/release/plyfs umount --lazy "$dir/m" || true; fi
+    rm -rf "$dir"
+}

@@ -139,6 +139,12 @@ impl Mounted {
             }
         })?;
         let result = self.session.take().map_or(Ok(()), Session::run);
+        // A session that fails leaves a tree that nobody serves.
+        if result.is_err()
+            && let Err(error) = unmount(&self.mountpoint, true)
+        {
+            log::warn!("{error}");
+        }
         handle.close();
         if watcher.join().is_err() {
             log::error!("the signal thread panicked");

@@ -126,10 +126,10 @@ impl Overlay {
         with_write_permission(&dir, || sys::link_fd(object.as_fd(), dir.as_fd(), name))
             .context("link copy", name)?;
         best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+        note_in_upper(names.as_deref_mut(), self, name);
         let index = self.upper()?.index();
         let left = index.left(inode.ino).unwrap_or(1).saturating_sub(1);
-        index.set_left(inode.ino, left).context("record links", name)?;
-        note_in_upper(names.as_deref_mut(), self, name);
+        best_effort("record links", index.set_left(inode.ino, left));
         Ok(())
     }
 

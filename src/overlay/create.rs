@@ -107,7 +107,18 @@ impl Overlay {
         let dir = self.upper_dir(&parent)?;
         let site = self.site(&parent, dir.as_fd(), name)?;
         self.make(&site, node)?;
-        let stat = sys::statx_at(site.dir, name).context("stat", name)?;
+        let stat = match sys::statx_at(site.dir, name) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                // What fails must not be there later.
+                let flags = match node.kind {
+                    NodeKind::Directory => AtFlags::REMOVEDIR,
+                    _ => AtFlags::empty(),
+                };
+                best_effort("take a new node back", rustix::fs::unlinkat(site.dir, name, flags));
+                return Err(errno).context("stat", name);
+            }
+        };
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
         let inode = self.intern_new(&parent, name, &stat);
         if site.whiteout {

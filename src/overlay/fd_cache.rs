@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::inode::LowerDirId;
+use super::inode::{LowerDir, LowerDirId};
 use crate::layers::number::Ino;
 
 /// What a kept descriptor is open for.
@@ -50,10 +50,13 @@ impl FdCache {
         drop(removed);
     }
 
-    /// Drops all that is kept for an inode.
-    pub(super) fn forget(&self, ino: Ino) {
+    /// Drops all that is kept for an inode, and for its lower directories.
+    pub(super) fn forget<'a>(&self, ino: Ino, lowers: impl Iterator<Item = &'a Arc<LowerDir>>) {
         for key in [FdKey::UpperDir(ino), FdKey::Read(ino), FdKey::Write(ino)] {
             self.remove(key);
+        }
+        for dir in lowers {
+            self.remove(FdKey::LowerDir(dir.id));
         }
     }
 }

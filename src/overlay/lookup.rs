@@ -96,7 +96,8 @@ impl Overlay {
     /// Takes back `count` references to an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
         for gone in self.inodes.forget(ino, count) {
-            self.fds.forget(gone);
+            let lowers = gone.state.read().lower_dirs.clone();
+            self.fds.forget(gone.ino, lowers.iter().flat_map(|dirs| dirs.iter()));
         }
     }
 

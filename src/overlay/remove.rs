@@ -36,10 +36,10 @@ impl Overlay {
         let entry = self.checked_entry(&names, &target, &parent, name)?;
         let dir = self.upper_dir(&parent)?;
         let before = self.removable(&target)?;
+        self.hold_if_last(&target, &parent, &entry)?;
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
-        self.hold_if_last(&target, &parent, &entry)?;
         if entry.in_upper() {
             rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
         }
@@ -62,10 +62,10 @@ impl Overlay {
         }
         let dir = self.upper_dir(&parent)?;
         self.removable(&target)?;
+        self.hold_if_last(&target, &parent, &entry)?;
         if entry.needs_whiteout() {
             self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
         }
-        self.hold_if_last(&target, &parent, &entry)?;
         if entry.in_upper() {
             self.remove_upper_dir(dir.as_fd(), name)?;
         }
@@ -108,7 +108,8 @@ impl Overlay {
         Ok(stat)
     }
 
-    /// Prepares an inode for losing a name: it stays usable by those who have it open.
+    /// Prepares an inode for losing a name: it stays usable by those who have it open. Should
+    /// the name stay after all, no harm is done.
     pub(super) fn hold_if_last(
         &self,
         target: &Arc<Inode>,

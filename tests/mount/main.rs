@@ -8,6 +8,7 @@ mod common;
 mod bad_input;
 mod crash;
 mod data;
+mod endurance;
 mod forms;
 mod limits;
 mod metadata;
