@@ -10,8 +10,9 @@ mod ops;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -120,7 +121,17 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     };
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
-    let session = attach::attach(Ops::new(overlay), &mountpoint, config, session_config)?;
+    let ops = Ops::new(overlay);
+    let overlay = Arc::clone(ops.overlay());
+    let session = attach::attach(ops, &mountpoint, config, session_config)?;
+    let notifier = session.notifier();
+    overlay.watch_attrs(move |ino| {
+        let attributes_alone = -1;
+        // An inode that the kernel has forgotten has nothing to be told.
+        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), attributes_alone, 0) {
+            log::debug!("tell the kernel of {}: {error}", ino.0);
+        }
+    });
     Ok(Mounted { session: Some(session), mountpoint })
 }
 

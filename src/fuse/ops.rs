@@ -53,6 +53,11 @@ impl Ops {
         Self { overlay: Arc::new(overlay), offloaded: Arc::default() }
     }
 
+    /// The union behind it.
+    pub(super) fn overlay(&self) -> &Arc<Overlay> {
+        &self.overlay
+    }
+
     /// Whether an operation gets a thread of its own, so that one that copies a large file, or
     /// waits for a disk, keeps no worker from answering others.
     fn offloads(&self, takes_long: bool) -> bool {

@@ -1,7 +1,7 @@
 //! Attributes: getattr, setattr, statfs.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
@@ -131,28 +131,36 @@ impl Overlay {
     pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
         match change.size {
-            Some(size) => {
-                self.copy_up_shortened(&inode, size)?;
-                self.truncate(&inode, size, change.kill_suidgid)?;
-            }
+            Some(size) => self.copy_up_shortened(&inode, size)?,
             None => self.copy_up_attributes(&inode)?,
         }
-        let touched = change.mode.or(change.uid).or(change.gid).is_some()
-            || change.atime.or(change.mtime).is_some();
-        if touched {
-            let object = self.object(&inode)?;
-            apply(&object, change)?;
+        let changed = self.change(&inode, change).and_then(|()| self.attr_of(&inode, None));
+        if changed.is_err() {
+            self.attr_watcher.tell(ino); // a part of it may have been done
         }
-        self.attr_of(&inode, None)
+        changed
     }
 
-    fn truncate(&self, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
-        let fd = self.data(inode, Access::Write)?;
-        rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
-        if kill_suidgid {
-            drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+    fn change(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
+        if let Some(size) = change.size {
+            let fd = self.data(inode, Access::Write)?;
+            rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
+            if change.kill_suidgid {
+                drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+            }
+        }
+        let is_touched = change.mode.or(change.uid).or(change.gid).is_some()
+            || change.atime.or(change.mtime).is_some();
+        if is_touched {
+            apply(&*self.object(inode)?, change)?;
         }
         Ok(())
+    }
+
+    /// Sets who is told of changes of attributes that no reply tells of: a kernel that caches
+    /// them must ask again. Only the first is kept.
+    pub fn watch_attrs(&self, watcher: impl Fn(Ino) + Send + Sync + 'static) {
+        let _ = self.attr_watcher.0.set(Box::new(watcher));
     }
 
     /// Space of upper, or of the topmost lower where there is no upper.
@@ -175,6 +183,24 @@ impl Overlay {
     }
 }
 
+/// See [`Overlay::watch_attrs`].
+#[derive(Default)]
+pub(super) struct AttrWatcher(OnceLock<Box<dyn Fn(Ino) + Send + Sync>>);
+
+impl AttrWatcher {
+    pub(super) fn tell(&self, ino: Ino) {
+        if let Some(watcher) = self.0.get() {
+            watcher(ino);
+        }
+    }
+}
+
+impl std::fmt::Debug for AttrWatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AttrWatcher({})", self.0.get().is_some())
+    }
+}
+
 /// Owner first: changing it drops setuid.
 fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
     if change.uid.or(change.gid).is_some() {
@@ -192,7 +218,8 @@ fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
 
 /// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
 /// the group may execute (without that it means mandatory locking; see chmod(2)).
-pub(super) fn drop_suidgid(fd: BorrowedFd<'_>) -> sys::Result<()> {
+/// Whether there was anything to drop.
+pub(super) fn drop_suidgid(fd: BorrowedFd<'_>) -> sys::Result<bool> {
     let mode = sys::fstat(fd)?.permissions();
     let mut kept = mode & !0o4000;
     if mode & 0o2010 == 0o2010 {
@@ -201,7 +228,7 @@ pub(super) fn drop_suidgid(fd: BorrowedFd<'_>) -> sys::Result<()> {
     if kept != mode {
         rustix::fs::fchmod(fd, Mode::from_raw_mode(kept))?;
     }
-    Ok(())
+    Ok(kept != mode)
 }
 
 /// The owner to give a file, or `None` for what it has already.

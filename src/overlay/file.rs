@@ -61,7 +61,7 @@ impl Overlay {
             }
             result => result?,
         };
-        drop_privileges(&fd, flags)?;
+        self.drop_privileges(ino, &fd, flags)?;
         let mut done = 0;
         while done < data.len() {
             match rustix::io::pwrite(&fd, &data[done..], offset + done as u64) {
@@ -135,7 +135,7 @@ impl Overlay {
         })?;
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
-        drop_privileges(&fd, how)?;
+        self.drop_privileges(ino, &fd, how)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")
     }
 
@@ -163,18 +163,18 @@ impl Overlay {
     ) -> Result<usize> {
         let (from, to) = (self.inode(from)?, self.inode(to)?);
         let out = self.writable(&to)?;
-        drop_privileges(&out, how)?;
+        self.drop_privileges(to.ino, &out, how)?;
         let input = self.data(&from, Access::Read)?;
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         rustix::fs::copy_file_range(&input, Some(&mut read_at), &out, Some(&mut write_at), len)
             .context("copy range", b"")
     }
-}
 
-/// Before the data changes: what is written must never run with the old bits.
-fn drop_privileges(fd: &OwnedFd, how: WriteFlags) -> Result<()> {
-    if how.kill_suidgid {
-        drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
+    /// Before the data changes: what is written must never run with the old bits.
+    fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
+        if how.kill_suidgid && drop_suidgid(fd.as_fd()).context("drop setuid", b"")? {
+            self.attr_watcher.tell(ino);
+        }
+        Ok(())
     }
-    Ok(())
 }

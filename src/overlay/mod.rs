@@ -64,6 +64,7 @@ use crate::layers::number::{Ino, Numbering};
 use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
 use crate::layers::volatile::{self, Volatile};
+use attr::AttrWatcher;
 use error::Context;
 use fd_cache::FdCache;
 use held::HeldFds;
@@ -82,6 +83,7 @@ pub struct Overlay {
     numbering: Numbering,
     hashing: Hashing,
     atime: Atime,
+    attr_watcher: AttrWatcher,
     /// The xattrs in which rich layers hold their pointers.
     namespace: Namespace,
     /// Whether operations may leave pointers in upper.
@@ -125,6 +127,7 @@ impl Overlay {
             upper,
             volatile,
             atime: options.atime,
+            attr_watcher: AttrWatcher::default(),
             namespace,
             makes_pointers,
             numbering,

@@ -3,13 +3,12 @@
 //! reported another failure than a plain directory's is there or not, as a whole; also after
 //! a remount.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::common::mounted::wait_until;
 use crate::mounts::{By, Stacked};
@@ -58,7 +57,6 @@ impl Broken {
         let plainly = |lines: Vec<String>| -> Vec<String> {
             lines.iter().map(|line| without(&without(line, " links "), " mtime ")).collect()
         };
-        refresh(&self.ours.root);
         same(&plainly(self.ours.snapshot()), &plainly(self.theirs.snapshot()))
     }
 
@@ -102,15 +100,6 @@ impl Broken {
         }
         let (_, work) = self.ours.mounting.daemon();
         assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
-    }
-}
-
-/// Lets the kernel ask for all attributes anew: after a failure it keeps those that it had.
-fn refresh(root: &Path) {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-    for entry in walkdir::WalkDir::new(root) {
-        let path = entry.unwrap().into_path();
-        rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS).unwrap();
     }
 }
 

@@ -138,3 +138,132 @@ fn a_program_runs_from_the_mount_and_is_busy_while_it_does() {
     assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
     drop(File::options().write(true).open(m.at("sleep")).unwrap());
 }
+
+/// Applies each mode of fallocate(2) that the filesystem below has, to a lower file in the
+/// mount and to a plain file beside upper: both must answer alike and hold the same.
+#[test]
+fn fallocate_in_all_modes_of_the_filesystem_below() {
+    use rustix::fs::FallocateFlags as F;
+    need_mount!();
+    let modes = [
+        F::empty(),
+        F::KEEP_SIZE,
+        F::PUNCH_HOLE | F::KEEP_SIZE,
+        F::ZERO_RANGE,
+        F::ZERO_RANGE | F::KEEP_SIZE,
+        F::COLLAPSE_RANGE,
+        F::INSERT_RANGE,
+        F::UNSHARE_RANGE,
+    ];
+    let m = Mount::unmounted(&[""]);
+    let data: Vec<u8> = (0..12 * 4096).map(|n| (n % 255 + 1) as u8).collect();
+    for n in 0..modes.len() {
+        std::fs::write(m.lower(0).join(format!("f{n}")), &data).unwrap();
+    }
+    let mut m = m;
+    m.mount();
+    for (n, mode) in modes.into_iter().enumerate() {
+        let name = format!("f{n}");
+        let plain = m.path(&name);
+        std::fs::write(&plain, &data).unwrap();
+        let call = |path: std::path::PathBuf| {
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            rustix::fs::fallocate(&file, mode, 4096, 8192)
+        };
+        // FUSE itself refuses the last modes, wherever it is used.
+        let (ours, theirs) = (call(m.at(&name)), call(plain.clone()));
+        let fuse_has = !mode.intersects(F::COLLAPSE_RANGE | F::INSERT_RANGE | F::UNSHARE_RANGE);
+        match fuse_has {
+            true => assert_eq!(ours, theirs, "{mode:?}"),
+            false => assert_eq!(ours, Err(rustix::io::Errno::OPNOTSUPP), "{mode:?}"),
+        }
+        if ours.is_ok() {
+            assert!(std::fs::read(m.at(&name)).unwrap() == std::fs::read(&plain).unwrap());
+            let len = std::fs::metadata(m.upper().join(&name)).unwrap().len();
+            assert_eq!(len, std::fs::metadata(&plain).unwrap().len(), "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn copy_file_range_between_lower_files() {
+    need_mount!();
+    let mut m = Mount::new(&["from=0123456789 to=abcdefghij"]);
+    let from = File::open(m.at("from")).unwrap();
+    let to = File::options().write(true).open(m.at("to")).unwrap();
+    let (mut read_at, mut write_at) = (2, 5);
+    let copied =
+        rustix::fs::copy_file_range(&from, Some(&mut read_at), &to, Some(&mut write_at), 4);
+    assert_eq!(copied, Ok(4));
+    drop((from, to));
+    m.expect("from=0123456789 to=abcde2345j");
+    m.expect_upper("to=abcde2345j");
+}
+
+#[test]
+fn syncs_of_files_and_directories() {
+    need_mount!();
+    let mut m = Mount::new(&["d/f=1"]);
+    std::fs::write(m.at("d/new"), "2").unwrap();
+    for name in ["d/new", "d/f", "d", ""] {
+        let file = File::open(m.at(name)).unwrap();
+        file.sync_all().unwrap();
+        file.sync_data().unwrap();
+        rustix::fs::syncfs(&file).unwrap();
+    }
+    m.expect("d/ d/f=1 d/new=2");
+}
+
+#[test]
+fn record_locks_of_processes_and_of_open_files() {
+    need_mount!();
+    let m = Mount::new(&["f=x"]);
+    let script = "import fcntl,os,struct,sys
+lock=lambda kind: struct.pack('hhqqi4x',kind,0,0,10,0)
+a=os.open('f',os.O_RDWR); b=os.open('f',os.O_RDWR)
+fcntl.fcntl(a,fcntl.F_OFD_SETLK,lock(fcntl.F_WRLCK))
+def held(command):
+    try: fcntl.fcntl(b,command,lock(fcntl.F_WRLCK)); return False
+    except BlockingIOError: return True
+assert held(fcntl.F_OFD_SETLK), 'an open file description lock'
+fcntl.fcntl(a,fcntl.F_OFD_SETLK,lock(fcntl.F_UNLCK))
+fcntl.fcntl(a,fcntl.F_SETLK,lock(fcntl.F_WRLCK))
+if os.fork()==0: os._exit(0 if held(fcntl.F_SETLK) else 1)
+assert os.wait()[1]==0, 'a lock of the process'";
+    match std::process::Command::new("python3")
+        .arg("-c")
+        .arg("import fcntl; fcntl.F_OFD_SETLK")
+        .output()
+    {
+        Ok(output) if output.status.success() => {}
+        _ => return eprintln!("skipped: no python3 that knows these locks"),
+    }
+    run(std::process::Command::new("python3").arg("-c").arg(script).current_dir(m.merged()));
+}
+
+#[test]
+fn statfs_is_that_of_upper() {
+    need_mount!();
+    let m = Mount::new(&["f=1"]);
+    let (ours, theirs) =
+        (rustix::fs::statvfs(m.at("f")).unwrap(), rustix::fs::statvfs(m.upper()).unwrap());
+    assert_eq!((ours.f_blocks, ours.f_frsize), (theirs.f_blocks, theirs.f_frsize));
+    assert_eq!((ours.f_files, ours.f_namemax), (theirs.f_files, 255));
+}
+
+#[test]
+fn descriptors_of_a_file_that_is_renamed_over() {
+    need_mount!();
+    let mut m = Mount::new(&["old=lower other=2"]);
+    let open = File::options().read(true).write(true).open(m.at("old")).unwrap();
+    std::fs::rename(m.at("other"), m.at("old")).unwrap();
+    open.write_all_at(b"L", 0).unwrap();
+    open.set_len(3).unwrap();
+    open.sync_all().unwrap();
+    let mut text = [0; 8];
+    let len = open.read_at(&mut text, 0).unwrap();
+    assert_eq!((&text[..len], open.metadata().unwrap().nlink()), (&b"Low"[..], 0));
+    drop(open);
+    m.expect("old=2");
+    m.expect_upper(".wh.other= old=2");
+}

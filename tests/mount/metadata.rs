@@ -30,7 +30,7 @@ fn owners_and_what_drops_setuid() {
     if !is_root() {
         return eprintln!("skipped: changing owners needs root");
     }
-    let m = Mount::new(&["f=1 g=1 g:mode=6755"]);
+    let m = Mount::new(&["f=1 g=1 g:mode=6755 low=1 low:mode=4777"]);
     fs::set_permissions(m.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     chown(m.at("f"), Some(12), Some(34)).unwrap();
     let meta = fs::metadata(m.at("f")).unwrap();
@@ -56,6 +56,11 @@ fn owners_and_what_drops_setuid() {
         as_user(line);
         assert_eq!(fs::metadata(m.at("f")).unwrap().mode() & 0o7777, 0o777, "user: {line}");
     }
+    // The kernel must not go on believing in the bit, whatever it is asked for.
+    let mode_alone = || m.sh("stat -c %a low").trim().to_owned();
+    assert_eq!(mode_alone(), "4777");
+    as_user("echo x >> low");
+    assert_eq!(mode_alone(), "777");
     let denied = Command::new("setpriv")
         .args(["--reuid=12", "--regid=34", "--clear-groups", "touch", "new"])
         .current_dir(m.merged())

@@ -1,5 +1,7 @@
 //! Names through the kernel.
 
+use std::fs;
+
 use crate::common::mounted::{Mount, sh};
 use crate::common::union::fingerprint;
 use crate::need_mount;
@@ -66,4 +68,47 @@ fn many_processes_at_work() {
     m.sh("for d in a b c d; do (for i in $(seq 60); do echo $i > $d/n$i; mv $d/n$i $d/m$i; \
          ln $d/m$i $d/l$i; rm $d/m$i; mkdir $d/dir$i; cat $d/f >/dev/null; done) & done; wait; \
          for d in a b c d; do test $(ls $d | wc -l) = 121; done");
+}
+
+#[test]
+fn a_position_in_a_directory_stays_good() {
+    need_mount!();
+    let words: Vec<String> = (0..3000).map(|n| format!("low{n}=")).collect();
+    let m = Mount::new(&[&words.join(" ")]);
+    let dir = fs::File::open(m.merged()).unwrap();
+    let read = |from: u64| {
+        rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(from)).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut entries = rustix::fs::RawDir::new(&dir, &mut buffer);
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.unwrap();
+            found.push((entry.file_name().to_owned(), entry.next_entry_cookie(), entry.ino()));
+        }
+        found
+    };
+    let all = read(0);
+    assert_eq!(all.len(), 3002);
+    assert!(all.iter().all(|(_, _, number)| *number != 0));
+    let (_, position, _) = all[1500];
+    let rest = read(position);
+    assert!(rest.iter().eq(&all[1501..]), "the second half, again");
+    // Names come and go, before and behind the position; those that stay are all there.
+    for (n, (name, ..)) in all.iter().enumerate().skip(2) {
+        if n % 3 == 0 {
+            fs::remove_file(m.merged().join(name.to_str().unwrap())).unwrap();
+            fs::write(m.at(&format!("new{n}")), "").unwrap();
+        }
+    }
+    // Whether a name that went meanwhile is told is not said (readdir(3)).
+    let mut seen: Vec<_> = read(position).into_iter().map(|(name, ..)| name).collect();
+    seen.sort();
+    let told = seen.len();
+    seen.dedup();
+    assert_eq!(seen.len(), told, "no name twice");
+    let missing = all[1501..]
+        .iter()
+        .enumerate()
+        .filter(|(n, (name, ..))| (n + 1501) % 3 != 0 && seen.binary_search(name).is_err());
+    assert_eq!(missing.count(), 0, "names that stay are told");
 }
