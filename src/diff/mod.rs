@@ -95,8 +95,8 @@ impl Walk<'_> {
     fn directory(&mut self, dir: OwnedFd, before: Option<Ino>, path: &[u8]) -> Result<(), Error> {
         let mut todo = vec![(dir, before, path.to_vec())];
         while let Some((dir, before, path)) = todo.pop() {
-            let redirect = self.namespace.read_redirect(dir.as_fd());
-            if redirect.map_err(|errno| upper_error(&path, errno))?.is_some() {
+            let has_redirect = self.namespace.has_redirect(dir.as_fd());
+            if has_redirect.map_err(|errno| upper_error(&path, errno))? {
                 self.redirected(&path, before)?;
                 continue;
             }
@@ -196,7 +196,7 @@ fn names(tree: &Overlay, dir: Ino, path: &[u8]) -> Result<Vec<Name>, Error> {
     let mut names = Vec::new();
     let after_dots = 2;
     tree.readdir(dir, after_dots, |entry| {
-        names.push((entry.name.clone(), entry.attr.ino, entry.attr.kind));
+        names.push((entry.name.clone(), entry.ino, entry.kind));
         true
     })
     .map_err(|cause| tree_error(path, cause))?;

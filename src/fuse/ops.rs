@@ -21,6 +21,8 @@ use fuser::{
 };
 
 use super::convert;
+use parking_lot::Mutex;
+
 use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
     WriteFlags,
@@ -71,16 +73,20 @@ impl Ops {
         }
         let (overlay, count) = (Arc::clone(&self.overlay), Arc::clone(&self.offloaded));
         count.fetch_add(1, Ordering::Relaxed);
+        let operation = Arc::new(Mutex::new(Some(operation)));
+        let slot = Arc::clone(&operation);
         let thread = std::thread::Builder::new().name("offloaded".into());
         let spawned = thread.spawn(move || {
-            operation(&overlay);
+            let operation = slot.lock().take();
+            operation.into_iter().for_each(|operation| operation(&overlay));
             drop(overlay);
             count.fetch_sub(1, Ordering::Relaxed);
         });
-        // The reply that went with the operation says EIO.
         if let Err(error) = spawned {
-            log::error!("no thread for an operation: {error}");
+            log::debug!("no thread for an operation: {error}");
             self.offloaded.fetch_sub(1, Ordering::Relaxed);
+            let operation = operation.lock().take();
+            operation.into_iter().for_each(|operation| operation(&self.overlay));
         }
     }
 }
@@ -455,11 +461,11 @@ impl Filesystem for Ops {
         mut reply: ReplyDirectory,
     ) {
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
-            let number = INodeNo(entry.attr.ino.0);
+            let number = INodeNo(entry.ino.0);
             let name = OsStr::from_bytes(&entry.name);
-            let full = reply.add(number, entry.cookie, convert::kind(entry.attr.kind), name);
+            let full = reply.add(number, entry.cookie, convert::kind(entry.kind), name);
             if !full && entry.counted {
-                self.overlay.forget(entry.attr.ino, 1); // READDIR makes no references
+                self.overlay.forget(entry.ino, 1); // READDIR makes no references
             }
             !full
         });
@@ -478,9 +484,19 @@ impl Filesystem for Ops {
         mut reply: ReplyDirectoryPlus,
     ) {
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
-            let attr = convert::attr(&entry.attr);
             let name = OsStr::from_bytes(&entry.name);
-            !reply.add(attr.ino, entry.cookie, name, &FOREVER, &attr, GENERATION)
+            match &entry.attr {
+                Some(attr) => {
+                    let attr = convert::attr(attr);
+                    !reply.add(attr.ino, entry.cookie, name, &FOREVER, &attr, GENERATION)
+                }
+                // Node 0: no attributes come with the name.
+                None => {
+                    let (ino, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
+                    let attr = FileAttr { ino, kind, ..no_entry() };
+                    !reply.add(INodeNo(0), entry.cookie, name, &FOREVER, &attr, GENERATION)
+                }
+            }
         });
         match result {
             Ok(()) => reply.ok(),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! With `upper inode` non-zero, the record says that this upper inode shows the number
-//! `origin`, or, if `origin` is 0, that it is a real 0:0 device; the birth time guards against an inode number that upper gave away again.
+//! `origin`, or, if `origin` is 0, that it is a real 0:0 device, or, if it is all ones, that it
+//! is gone; the birth time guards against an inode number that upper gave away again.
 //! `left` counts the names of the origin that still lie in its layer and show this file; it
 //! is meaningful for origins of several names, whose visible link count is
 //! `st_nlink - 1 (the index) + left`.
@@ -32,6 +33,8 @@ use crate::sys::{self, Errno, Ignoring, Stat, Timestamp};
 const RECORD: usize = 32;
 const LOG_NAME: &str = "origins";
 const LOG_NAME_NEW: &str = "origins.new";
+const O_LOG: OFlags =
+    OFlags::WRONLY.union(OFlags::APPEND).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The log is rewritten when it has this many times the records needed, at mount and, if it
 /// is longer than [`LONG_LOG`], while mounted.
 const SLACK: usize = 2;
@@ -74,6 +77,8 @@ struct Record {
 
 /// `origin` of a record that says: a real 0:0 device.
 const DEVICE: Ino = Ino(0);
+/// `origin` of a record that says: this upper inode is gone.
+const GONE: Ino = Ino(u64::MAX);
 /// `left` of a record that says nothing of it.
 const LEFT_UNSAID: u32 = u32::MAX;
 
@@ -142,11 +147,20 @@ impl Index {
         rustix::fs::fdatasync(&self.log.lock().file)
     }
 
-    /// Forgets an upper inode that is gone.
-    pub fn forget_origin(&self, upper_ino: u64) {
-        let mut known = self.known.lock();
-        known.origins.remove(&upper_ino);
-        known.devices.remove(&upper_ino);
+    /// Forgets an upper inode that showed `origin` and is gone, if that is what is known of its
+    /// number: another file may have it by now.
+    pub fn forget_origin(&self, upper_ino: u64, origin: Ino) -> sys::Result<()> {
+        {
+            let mut known = self.known.lock();
+            let known_origin = known.origins.get(&upper_ino).map(|(_, origin)| *origin);
+            let was_device = known.devices.remove(&upper_ino).is_some();
+            if known_origin != Some(origin) && !was_device {
+                return Ok(());
+            }
+            known.origins.remove(&upper_ino);
+        }
+        let birth = Timestamp::default();
+        self.append(&Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID })
     }
 
     /// How many of the origin's names still lie in its layer, if that was ever changed.
@@ -198,8 +212,8 @@ impl Index {
         if log.records >= LONG_LOG {
             let known = self.known.lock();
             if log.records > SLACK * known.needed() {
-                rewrite_log(self.work.as_fd(), &known)?;
-                *log = Log { file: open_log(self.work.as_fd())?, records: known.needed() };
+                let file = rewrite_log(self.work.as_fd(), &known)?;
+                *log = Log { file, records: known.needed() };
             }
         }
         log.file
@@ -211,8 +225,7 @@ impl Index {
 }
 
 fn open_log(work: BorrowedFd<'_>) -> sys::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-    let log = rustix::fs::openat(work, LOG_NAME, flags, Mode::RUSR | Mode::WUSR)?;
+    let log = rustix::fs::openat(work, LOG_NAME, O_LOG | OFlags::CREATE, Mode::RUSR | Mode::WUSR)?;
     // A torn last record would put all that follow it out of step.
     let size = sys::fstat(&log)?.size;
     rustix::fs::ftruncate(&log, size - size % RECORD as u64)?;
@@ -241,7 +254,8 @@ fn read_log(work: BorrowedFd<'_>, known: &mut Known) -> sys::Result<usize> {
     Ok(count)
 }
 
-fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
+/// Writes a log that says what is known and nothing twice, in place of the one that is there.
+fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<File> {
     let mut bytes = Vec::new();
     for (upper, (birth, origin)) in &known.origins {
         let record = Record { upper: *upper, origin: *origin, birth: *birth, left: LEFT_UNSAID };
@@ -255,13 +269,14 @@ fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<()> {
         let record = Record { upper: 0, origin: *origin, birth: Timestamp::default(), left: *left };
         bytes.extend_from_slice(&record.encode());
     }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let flags = O_LOG | OFlags::CREATE | OFlags::TRUNC;
     let fd = rustix::fs::openat(work, LOG_NAME_NEW, flags, Mode::RUSR | Mode::WUSR)?;
     let mut file = File::from(fd);
     file.write_all(&bytes)
         .and_then(|()| file.sync_all())
         .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    rustix::fs::renameat(work, LOG_NAME_NEW, work, LOG_NAME)
+    rustix::fs::renameat(work, LOG_NAME_NEW, work, LOG_NAME)?;
+    Ok(file)
 }
 
 impl Known {
@@ -275,7 +290,10 @@ impl Known {
     }
 
     fn apply(&mut self, record: &Record) {
-        if record.upper != 0 && record.origin == DEVICE {
+        if record.upper != 0 && record.origin == GONE {
+            self.origins.remove(&record.upper);
+            self.devices.remove(&record.upper);
+        } else if record.upper != 0 && record.origin == DEVICE {
             self.devices.insert(record.upper, record.birth);
         } else if record.upper != 0 {
             self.origins.insert(record.upper, (record.birth, record.origin));

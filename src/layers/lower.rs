@@ -29,7 +29,7 @@ impl Lower {
         let is_private = private.is_some();
         let root = private.unwrap_or(opened);
         let is_rich =
-            namespace.is_rich(root.as_fd()).map_err(Error::io("read xattrs of lower", path))?;
+            namespace.is_rich(root.as_fd()).map_err(Error::of_pointers(namespace, path))?;
         Ok(Self { root, path: path.to_owned(), is_private, is_rich })
     }
 

@@ -71,6 +71,16 @@ pub enum Error {
         /// The upper directory.
         upper: String,
     },
+    /// The layer points into those below in a way that this process must not, or cannot, follow.
+    #[error(
+        "{path} was the rich upper layer of {other}: what was renamed there can be shown to {other} only"
+    )]
+    ForeignPointers {
+        /// The layer.
+        path: String,
+        /// Whose mounts made the pointers.
+        other: &'static str,
+    },
     /// Another mount holds the upper layer.
     #[error("upper {upper} is in use: {holder}")]
     Busy {
@@ -82,6 +92,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// What [`redirect::Namespace::is_rich`] failed with.
+    fn of_pointers(
+        namespace: redirect::Namespace,
+        path: &std::path::Path,
+    ) -> impl FnOnce(Errno) -> Self {
+        let other = match namespace {
+            redirect::Namespace::Trusted => "an ordinary user",
+            redirect::Namespace::User => "root",
+        };
+        move |errno| match errno {
+            Errno::KEYREJECTED => Self::ForeignPointers { path: path.display().to_string(), other },
+            errno => Self::io("read xattrs of", path)(errno),
+        }
+    }
+
     pub(crate) fn io(op: &'static str, path: &std::path::Path) -> impl FnOnce(Errno) -> Self {
         let path = path.display().to_string();
         move |errno| Self::Io { op, path, errno }

@@ -78,6 +78,21 @@ pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> 
     Ok(())
 }
 
+/// Removes what [`copy_others`] would not copy from the other object.
+pub fn drop_excess(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
+    let wanted = match sys::list_xattrs(from) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        result => result?,
+    };
+    let found = sys::list_xattrs(to)?;
+    for name in names(&found).filter(|name| unescape(name).is_some()) {
+        if !names(&wanted).any(|kept| kept == name) {
+            sys::remove_xattr(to, name)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

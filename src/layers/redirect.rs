@@ -4,26 +4,29 @@
 //!
 //! ```text
 //! NS.plyfs.rich      on the layer's root: the layer may hold the other two
+//! user.plyfs.rich    on the layer's root: NS, for those who cannot see the other
 //! NS.plyfs.redirect  on a directory: "DEPTH+COUNT PATH\0"...
 //!                    the directories PATH of the COUNT layers that begin DEPTH layers below
-//! NS.plyfs.metacopy  on a regular file: "BLOCKS DEPTH PATH"
-//!                    PATH in the DEPTH-th layer below; BLOCKS are what its data takes
+//! NS.plyfs.metacopy  on a regular file: "BLOCKS SIZE SECS.NANOS DEPTH PATH"
+//!                    PATH in the DEPTH-th layer below, whose size and time of change tell
+//!                    that it is the one that was meant; BLOCKS are what its data takes
 //! ```
 //!
 //! The layer next below has depth 0. Paths are relative to a layer's root. A redirect names
 //! all that the directory merges, so it replaces what lies below under the directory's name.
 //!
 //! NS is `trusted` for a process that may use these xattrs, else `user`. The two do not mix:
-//! who can write a layer's `user` xattrs must not steer a mount made by root.
+//! who can write a layer's `user` xattrs must not steer a mount made by root. A layer with
+//! pointers of the other kind cannot be mounted, for without them it shows other files.
 //!
-//! A metacopy's file is all hole and at least [`METACOPY_MIN`] large, so a file whose blocks
-//! hold its size needs no look for the xattr.
+//! The filesystem gives `user` xattrs only to who may read the object. So where they are used,
+//! nothing that its owner may not read has a pointer (see [`Namespace::needs_read_mode`]).
 
 use std::os::fd::BorrowedFd;
 
-use crate::sys::{self, Errno, Stat};
+use crate::sys::{self, Errno, Stat, Timestamp};
 
-/// Smallest file in bytes that is worth a metacopy; an xattr's own block is smaller.
+/// Smallest file in bytes that is worth a metacopy, and looked at for being one.
 pub const METACOPY_MIN: u64 = 32 * 1024;
 
 /// Which xattrs hold the pointers.
@@ -51,6 +54,10 @@ pub struct Metacopy {
     pub file: Below,
     /// What the data takes, in 512-byte units.
     pub blocks: u64,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// When its content was last changed.
+    pub mtime: Timestamp,
 }
 
 impl Namespace {
@@ -80,25 +87,67 @@ impl Namespace {
         }
     }
 
-    /// Whether the layer with this root may hold pointers.
+    fn word(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted",
+            Self::User => b"user",
+        }
+    }
+
+    /// Whether the layer with this root may hold pointers that this process can follow.
+    ///
+    /// # Errors
+    /// EKEYREJECTED if it may hold pointers of the other kind.
     pub fn is_rich(self, root: BorrowedFd<'_>) -> sys::Result<bool> {
-        Ok(read(root, self.rich())?.is_some())
+        let is_own = read(root, self.rich())?.is_some();
+        match read(root, Self::User.rich())? {
+            Some(said) if said != self.word() || !is_own => Err(Errno::KEYREJECTED),
+            _ => Ok(is_own),
+        }
     }
 
     /// Allows the layer with this root to hold pointers.
     pub fn make_rich(self, root: BorrowedFd<'_>) -> sys::Result<()> {
-        sys::set_xattr(root, self.rich(), b"1", 0)
+        sys::set_xattr(root, self.rich(), self.word(), 0)?;
+        match sys::set_xattr(root, Self::User.rich(), self.word(), 0) {
+            // Some filesystems have no xattrs of users.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether an object with a pointer must be one that its owner may read.
+    pub fn needs_read_mode(self) -> bool {
+        self == Self::User
     }
 
     /// Where the directory's lower parts lie, if not under its own name.
     ///
     /// # Errors
-    /// EIO if the xattr is not of the form above.
-    pub fn read_redirect(self, dir: BorrowedFd<'_>) -> sys::Result<Option<Vec<Below>>> {
+    /// EIO if the xattr is not of the form above, or points below the last of the `layers`
+    /// that lie below the directory's.
+    pub fn read_redirect(
+        self,
+        dir: BorrowedFd<'_>,
+        layers: usize,
+    ) -> sys::Result<Option<Vec<Below>>> {
         let Some(value) = read(dir, self.redirect())? else {
             return Ok(None);
         };
-        parse_redirect(&value).map(Some).ok_or(Errno::IO)
+        parse_redirect(&value, layers).map(Some).ok_or(Errno::IO)
+    }
+
+    /// Whether the directory has a redirect.
+    pub fn has_redirect(self, dir: BorrowedFd<'_>) -> sys::Result<bool> {
+        Ok(read(dir, self.redirect())?.is_some())
+    }
+
+    /// Takes a directory's redirect away, if it has one.
+    pub fn drop_redirect(self, dir: BorrowedFd<'_>) -> sys::Result<()> {
+        match sys::remove_xattr(dir, self.redirect()) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            result => result,
+        }
     }
 
     /// Notes where the directory's lower parts lie, topmost first.
@@ -119,22 +168,21 @@ impl Namespace {
 
     /// Notes where the data of a file lies that is itself a hole.
     pub fn write_metacopy(self, file: BorrowedFd<'_>, to: &Metacopy) -> sys::Result<()> {
-        let head = format!("{} {} ", to.blocks, to.file.depth);
+        let (secs, nanos, depth) = (to.mtime.secs, to.mtime.nanos, to.file.depth);
+        let head = format!("{} {} {secs}.{nanos} {depth} ", to.blocks, to.size);
         sys::set_xattr(file, self.metacopy(), &[head.as_bytes(), &to.file.path].concat(), 0)
     }
 }
 
 /// Whether a file with these attributes may be a metacopy.
 pub fn may_be_metacopy(stat: &Stat) -> bool {
-    stat.kind() == sys::FileType::RegularFile
-        && stat.size >= METACOPY_MIN
-        && stat.blocks.saturating_mul(512) < stat.size
+    stat.kind() == sys::FileType::RegularFile && stat.size >= METACOPY_MIN
 }
 
 fn read(object: BorrowedFd<'_>, name: &[u8]) -> sys::Result<Option<Vec<u8>>> {
     match sys::get_xattr(object, name) {
         Ok(value) => Ok(Some(value)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => Ok(None),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
@@ -155,28 +203,38 @@ fn encode_redirect(parts: &[Below]) -> Vec<u8> {
     value
 }
 
-fn parse_redirect(value: &[u8]) -> Option<Vec<Below>> {
+fn parse_redirect(value: &[u8], layers: usize) -> Option<Vec<Below>> {
     let mut parts: Vec<Below> = Vec::new();
+    if value.is_empty() {
+        return Some(parts);
+    }
     for part in value.strip_suffix(b"\0")?.split(|byte| *byte == 0) {
         let (place, path) = split_once(part, b' ')?;
         let (depth, count) = split_once(place, b'+')?;
         let (depth, count): (u16, u16) = (number(depth)?, number(count)?);
-        for depth in depth..depth.checked_add(count)? {
-            // Layers come from the top, each once.
-            if parts.last().is_some_and(|last| last.depth >= depth) {
-                return None;
-            }
-            parts.push(Below { depth, path: path_of(path)? });
+        let end = depth.checked_add(count).filter(|end| usize::from(*end) <= layers)?;
+        // Layers come from the top, each once.
+        if parts.last().is_some_and(|last| last.depth >= depth) {
+            return None;
         }
+        let path = path_of(path)?;
+        parts.extend((depth..end).map(|depth| Below { depth, path: path.clone() }));
     }
     Some(parts)
 }
 
 fn parse_metacopy(value: &[u8]) -> Option<Metacopy> {
     let (blocks, rest) = split_once(value, b' ')?;
+    let (size, rest) = split_once(rest, b' ')?;
+    let (mtime, rest) = split_once(rest, b' ')?;
+    let (secs, nanos) = split_once(mtime, b'.')?;
     let (depth, path) = split_once(rest, b' ')?;
-    let file = Below { depth: number(depth)?, path: path_of(path)? };
-    Some(Metacopy { file, blocks: number(blocks)? })
+    Some(Metacopy {
+        file: Below { depth: number(depth)?, path: path_of(path)? },
+        blocks: number(blocks)?,
+        size: number(size)?,
+        mtime: Timestamp { secs: number(secs)?, nanos: number(nanos)? },
+    })
 }
 
 /// A relative path of ordinary names; anything else was not written by a union.
@@ -207,13 +265,14 @@ mod tests {
         let parts = [below(0, "a b"), below(1, "a b"), below(3, "a b"), below(4, "c/+1 d")];
         let value = encode_redirect(&parts);
         assert_eq!(value, b"0+2 a b\x003+1 a b\x004+1 c/+1 d\0");
-        assert_eq!(parse_redirect(&value).unwrap(), parts);
+        assert_eq!(parse_redirect(&value, 5).unwrap(), parts);
+        assert_eq!(parse_redirect(&value, 4), None, "deeper than the stack");
+        assert_eq!(parse_redirect(&encode_redirect(&[]), 0).unwrap(), []);
     }
 
     #[test]
     fn what_no_union_wrote_is_refused() {
-        let values: [&[u8]; 9] = [
-            b"",
+        let values: [&[u8]; 8] = [
             b"0+1 a",
             b"0 a\0",
             b"0+1 ../a\0",
@@ -224,10 +283,11 @@ mod tests {
             b"0+1 a//b\0",
         ];
         for value in values {
-            assert_eq!(parse_redirect(value), None, "{}", value.escape_ascii());
+            assert_eq!(parse_redirect(value, 65535), None, "{}", value.escape_ascii());
         }
-        assert_eq!(parse_metacopy(b"8 0 a/../b"), None);
-        let expected = Metacopy { file: below(2, "d/f g"), blocks: 8 };
-        assert_eq!(parse_metacopy(b"8 2 d/f g"), Some(expected));
+        assert_eq!(parse_metacopy(b"8 9 1.5 0 a/../b"), None);
+        let mtime = Timestamp { secs: -1, nanos: 5 };
+        let expected = Metacopy { file: below(2, "d/f g"), blocks: 8, size: 9, mtime };
+        assert_eq!(parse_metacopy(b"8 9 -1.5 2 d/f g"), Some(expected));
     }
 }

@@ -57,7 +57,7 @@ impl Upper {
         let tmp = open_tmp(&work_fd).map_err(Error::io("prepare workdir", work))?;
         let index = Index::open(work_fd.as_fd()).map_err(Error::io("open the index in", work))?;
         let is_rich =
-            namespace.is_rich(root.as_fd()).map_err(Error::io("read xattrs of upper", upper))?;
+            namespace.is_rich(root.as_fd()).map_err(Error::of_pointers(namespace, upper))?;
         Ok(Self {
             root,
             is_rich: is_rich.into(),
@@ -115,7 +115,10 @@ impl Upper {
     /// Moves `name` of `dir`, a directory in upper, out of sight and removes it with its marks.
     pub fn discard_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
         let trash = self.temp();
-        rustix::fs::renameat(dir, name, trash.dir, &trash.name[..])
+        let moved = sys::open_at(dir, name, sys::O_DIRECTORY)?;
+        sys::with_write_permission(moved.as_fd(), || {
+            rustix::fs::renameat(dir, name, trash.dir, &trash.name[..])
+        })
     }
 
     /// Makes the whiteout of `name` in `dir`; one that is there already is kept.
@@ -227,6 +230,8 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
         Err(errno) => return Err(errno),
     }
     let sub = sys::open_at(dir, name, sys::O_DIRECTORY)?;
+    // Its mode may forbid that to an ordinary user; should this fail, the rest says why.
+    let _ = sys::chmod(sub.as_fd(), 0o700);
     for entry in sys::read_dir(sub.as_fd())? {
         if entry.kind == FileType::Directory {
             remove_tree(sub.as_fd(), &entry.name)?;

@@ -3,7 +3,9 @@
 //! While the machine stays up nothing is lost, whatever becomes of the daemon. After a crash
 //! of the machine, upper may lack what programs synced. So the marker is made durable before
 //! the first sync is skipped, a clean unmount removes it, and one of another boot tells that
-//! upper is not to be trusted (as `incompat/volatile` of the kernel's overlayfs does).
+//! upper is not to be trusted (as `incompat/volatile` of the kernel's overlayfs does). What was
+//! written in the last seconds before a clean unmount is still the page cache's, as after any
+//! program that does not sync.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,6 +32,7 @@ impl Volatile {
     /// Puts the marker into the workdir.
     pub fn mark(work: OwnedFd) -> sys::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let flags = flags | OFlags::NOFOLLOW;
         let marker = rustix::fs::openat(&work, NAME, flags, Mode::RUSR | Mode::WUSR)?;
         std::fs::File::from(marker.try_clone().map_err(errno)?)
             .write_all(this_boot().as_bytes())

@@ -7,7 +7,6 @@ use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
-use super::held::Held;
 use super::inode::Inode;
 use super::real::Access;
 use crate::layers::number::Ino;
@@ -75,6 +74,7 @@ impl Overlay {
     /// Attributes of an inode.
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
         let inode = self.inode(ino)?;
+        let _stable = inode.attrs.read();
         self.attr_of(&inode, None)
     }
 
@@ -96,13 +96,11 @@ impl Overlay {
     /// A directory that several layers make has 1, as on the kernel's overlayfs: their
     /// subdirectories cannot be counted cheaply, and 1 tells find(1) not to rely on it.
     fn nlink(&self, inode: &Inode, stat: &Stat) -> u32 {
-        let (in_upper, linked, parts, own_links) = {
+        let (in_upper, linked, parts) = {
             let state = inode.state.read();
             let lowers = state.lower_dirs.as_ref().map_or(0, |dirs| dirs.len());
-            let held = state.upper.as_ref().and_then(|upper| upper.held.as_ref());
-            let own_links = held.map_or(0, Held::own_links);
             let in_upper = state.upper.is_some();
-            (in_upper, !state.links.is_empty(), lowers + usize::from(in_upper), own_links)
+            (in_upper, !state.links.is_empty(), lowers + usize::from(in_upper))
         };
         if inode.is_dir() {
             return match linked || inode.ino == Ino::ROOT {
@@ -113,10 +111,8 @@ impl Overlay {
         }
         let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
         match (in_upper, left) {
-            (true, Some(left)) if self.is_indexed(inode) => {
-                stat.nlink.saturating_sub(1 + own_links) + left
-            }
-            (true, _) => stat.nlink.saturating_sub(own_links),
+            (true, Some(left)) if self.is_indexed(inode) => stat.nlink.saturating_sub(1) + left,
+            (true, _) => stat.nlink,
             (false, Some(left)) => left,
             (false, None) if linked => stat.nlink,
             (false, None) => 0,
@@ -130,18 +126,19 @@ impl Overlay {
     /// Changes attributes; a lower file is copied up first.
     pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
-        match change.size {
-            Some(size) => self.copy_up_shortened(&inode, size)?,
-            None => self.copy_up_attributes(&inode)?,
+        match change {
+            SetAttr { size: Some(size), .. } => self.copy_up_shortened(&inode, *size)?,
+            SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,
+            _ => self.copy_up_attributes(&inode)?,
         }
-        let changed = self.change(&inode, change).and_then(|()| self.attr_of(&inode, None));
+        let changed = self.change(&inode, change);
         if changed.is_err() {
             self.attr_watcher.tell(ino); // a part of it may have been done
         }
         changed
     }
 
-    fn change(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
+    fn change(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
         if let Some(size) = change.size {
             let fd = self.data(inode, Access::Write)?;
             rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
@@ -149,12 +146,13 @@ impl Overlay {
                 drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
             }
         }
+        let _stable = inode.attrs.read();
         let is_touched = change.mode.or(change.uid).or(change.gid).is_some()
             || change.atime.or(change.mtime).is_some();
         if is_touched {
             apply(&*self.object(inode)?, change)?;
         }
-        Ok(())
+        self.attr_of(inode, None)
     }
 
     /// Sets who is told of changes of attributes that no reply tells of: a kernel that caches

@@ -21,7 +21,7 @@ use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::{Inode, Link, LowerData, UpperFile};
 use super::listing::{LayerIndex, Listing};
-use super::real::{Access, with_write_permission};
+use super::real::Access;
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::layers::redirect::{self, Below, Metacopy};
@@ -45,15 +45,10 @@ impl Copy<'_> {
     /// Moves it to its name. A directory that changes its parent must be writable, also one
     /// whose mode says no.
     fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
-        match self.temp.publish(dir, name) {
-            Err(Errno::ACCESS) if self.stat.kind() == FileType::Directory => {}
-            result => return result,
+        if self.stat.kind() != FileType::Directory {
+            return self.temp.publish(dir, name);
         }
-        let mode = self.stat.permissions();
-        sys::chmod(self.fd.as_fd(), mode | 0o300)?;
-        let published = self.temp.publish(dir, name);
-        sys::chmod(self.fd.as_fd(), mode)?;
-        published
+        sys::with_write_permission(self.fd.as_fd(), || self.temp.publish(dir, name))
     }
 }
 
@@ -94,6 +89,28 @@ impl Overlay {
         self.volatile.is_none() || self.stat_object(&inode).is_ok_and(|stat| stat.size >= LONG_COPY)
     }
 
+    /// As [`copy_up_attributes`](Self::copy_up_attributes), before the mode becomes `mode`:
+    /// with some, no pointer may stay.
+    pub(super) fn copy_up_for_mode(&self, inode: &Arc<Inode>, mode: u32) -> Result<()> {
+        if self.may_point(mode) {
+            return self.copy_up_attributes(inode);
+        }
+        self.copy_up(inode)?;
+        if inode.is_dir() && self.upper()?.is_rich() {
+            let dir = self.upper_dir(inode)?;
+            if self.namespace.has_redirect(dir.as_fd()).context("read redirect", b"")? {
+                self.settle_deeply(inode)?;
+                self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", b"")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an object of this mode may have a pointer: it must be found again.
+    pub(super) fn may_point(&self, mode: u32) -> bool {
+        !self.namespace.needs_read_mode() || mode & 0o400 != 0
+    }
+
     fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
         self.upper()?;
         if is_enough(inode, extent) {
@@ -123,8 +140,8 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let before = sys::fstat(dir.as_fd()).context("stat", name)?;
         let object = self.object(inode)?;
-        with_write_permission(&dir, || sys::link_fd(object.as_fd(), dir.as_fd(), name))
-            .context("link copy", name)?;
+        let link = || sys::link_fd(object.as_fd(), dir.as_fd(), name);
+        self.with_write_permission(parent, &dir, link).context("link copy", name)?;
         best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
         note_in_upper(names.as_deref_mut(), self, name);
         let index = self.upper()?.index();
@@ -159,8 +176,9 @@ impl Overlay {
         }
         let copy = self.build_copy(inode, &stat, extent)?;
         self.publish_copy(inode, &stat, copy)?;
-        // What was opened from the lower layer must not be read from any more.
-        self.fds.remove(FdKey::Read(inode.ino));
+        if inode.has_data_in_upper() {
+            self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
+        }
         Ok(())
     }
 
@@ -211,20 +229,23 @@ impl Overlay {
         lower: &Stat,
         fd: BorrowedFd<'_>,
     ) -> Option<Arc<LowerData>> {
-        if !self.makes_pointers || lower.nlink > 1 || lower.size < redirect::METACOPY_MIN {
+        let is_worth_it = lower.nlink == 1 && lower.size >= redirect::METACOPY_MIN;
+        if !self.makes_pointers || !is_worth_it || !self.may_point(lower.mode) {
             return None;
         }
         let data = {
             let state = inode.state.read();
             let of_lower = || {
                 let file = state.lower.clone()?;
-                Some(Arc::new(LowerData { file, blocks: lower.blocks }))
+                let Stat { blocks, size, mtime, .. } = *lower;
+                Some(Arc::new(LowerData { file, blocks, size, mtime }))
             };
             state.data.clone().or_else(of_lower)?
         };
         let path = data.file.path().into();
         let file = Below { depth: data.file.dir.layer, path };
-        let pointer = Metacopy { file, blocks: data.blocks };
+        let LowerData { blocks, size, mtime, .. } = *data;
+        let pointer = Metacopy { file, blocks, size, mtime };
         let made = rustix::fs::ftruncate(fd, lower.size)
             .and_then(|()| self.namespace.write_metacopy(fd, &pointer));
         made.inspect_err(|errno| log::debug!("no metacopy: {errno}")).ok()?;
@@ -244,20 +265,34 @@ impl Overlay {
                 continue; // removed or renamed since
             }
             index.record_origin(&copy.stat, inode.ino).context("record origin", &name)?;
-            // Counted down only when it is so: too many names lose nothing, too few would.
-            let left = self.stand_for(inode, lower, &copy)?;
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
-            with_write_permission(&dir, || copy.publish(dir.as_fd(), &name))
-                .context("publish copy", &name)?;
+            // Counted down only when it is so: too many names lose nothing, too few would.
+            let left = self.stand_for(inode, lower, &copy)?;
+            let alone = was.is_some().then(|| inode.attrs.write());
+            if was.is_some() {
+                self.mirror_attributes(inode, &copy)?;
+            }
+            let published =
+                self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name));
+            if let Err(errno) = published {
+                if left.is_some() {
+                    best_effort("drop index link", index.unlink(inode.ino));
+                }
+                return Err(errno).context("publish copy", &name);
+            }
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
             {
                 let mut state = inode.state.write();
                 state.upper = Some(UpperFile::named(copy.stat.ino));
                 state.data = copy.data;
             }
+            drop(alone);
             match was {
-                Some(metacopy) => index.forget_origin(metacopy.ino),
+                Some(metacopy) => {
+                    let forgotten = index.forget_origin(metacopy.ino, inode.ino);
+                    best_effort("forget an inode", forgotten);
+                }
                 None => note_in_upper(names.as_deref_mut(), self, &name),
             }
             if let Some(left) = left {
@@ -265,6 +300,18 @@ impl Overlay {
             }
             return Ok(());
         }
+    }
+
+    /// Gives the copy of a metacopy what has changed since its attributes were copied; the
+    /// caller holds the inode's attributes alone.
+    fn mirror_attributes(&self, inode: &Arc<Inode>, copy: &Copy<'_>) -> Result<()> {
+        let (object, now) = (self.object(inode)?, self.stat_object(inode)?);
+        private_xattr::drop_excess(object.as_fd(), copy.fd.as_fd()).context("copy xattrs", b"")?;
+        copy_attributes(object.as_fd(), copy.fd.as_fd(), &now)?;
+        if !self.skips_sync()? {
+            rustix::fs::fsync(&copy.fd).context("sync copy", b"")?;
+        }
+        Ok(())
     }
 
     /// Makes the copy stand for all names of a lower file that has several; how many of them
@@ -287,7 +334,8 @@ impl Overlay {
             return Err(Error::NotFound);
         }
         let index = self.upper()?.index();
-        if index.left(inode.ino).unwrap_or(lower.nlink) > 0 {
+        let in_layer = if lower.nlink > 1 { lower.nlink } else { 0 };
+        if index.left(inode.ino).unwrap_or(in_layer) > 0 {
             index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
             self.stand_for(inode, lower, &copy)?;
         }

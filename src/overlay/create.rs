@@ -5,7 +5,7 @@
 //! name, the file comes first and then the whiteout goes (a whiteout never hides its own
 //! layer's name); a directory is made opaque before it appears.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -226,16 +226,19 @@ impl Overlay {
         let upper = self.upper()?;
         let mut temp = upper.temp();
         let Some(acl) = &site.default_acl else {
-            self.build(temp.dir(), temp.name(), blueprint).context("create", site.name)?;
-            return temp.publish(site.dir, site.name).context("create", site.name);
+            let node =
+                self.build(temp.dir(), temp.name(), blueprint).context("create", site.name)?;
+            return publish_node(&node, blueprint, || temp.publish(site.dir, site.name))
+                .context("create", site.name);
         };
         let (dir, name) = (temp.dir(), temp.name());
         let build = || {
             rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
             let nursery = sys::open_at(dir, name, sys::O_DIRECTORY)?;
             sys::set_xattr(nursery.as_fd(), DEFAULT_ACL, acl, 0)?;
-            self.build(nursery.as_fd(), b"node", blueprint)?;
-            rustix::fs::renameat(&nursery, "node", site.dir, site.name)
+            let node = self.build(nursery.as_fd(), b"node", blueprint)?;
+            let publish = || rustix::fs::renameat(&nursery, "node", site.dir, site.name);
+            publish_node(&node, blueprint, publish)
         };
         build().context("create", site.name)
     }
@@ -246,9 +249,10 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &[u8],
         blueprint: &Blueprint<'_>,
-    ) -> sys::Result<()> {
+    ) -> sys::Result<OwnedFd> {
         let Blueprint { kind, mode, owner, opaque } = *blueprint;
-        make_node(dir, name, kind, mode)?;
+        // The mark is made inside, whatever the mode shall be.
+        make_node(dir, name, kind, if opaque { mode | 0o700 } else { mode })?;
         let fd = sys::open_at(dir, name, sys::O_PATH)?;
         if opaque {
             Upper::make_opaque(fd.as_fd())?;
@@ -256,13 +260,15 @@ impl Overlay {
         let made = sys::fstat(&fd)?;
         attr::chown(fd.as_fd(), &made, owner)?;
         let now = sys::fstat(&fd)?.permissions();
-        if kind.file_type() != FileType::Symlink && now & 0o7000 != mode & 0o7000 {
-            sys::chmod(fd.as_fd(), now & 0o777 | mode & 0o7000)?;
+        let wanted = now & (mode | 0o077) & 0o777 | mode & 0o7000;
+        if kind.file_type() != FileType::Symlink && now != wanted {
+            sys::chmod(fd.as_fd(), wanted)?;
         }
         match &self.upper {
-            Some(upper) if kind.looks_like_whiteout() => upper.index().record_device(&made),
-            _ => Ok(()),
+            Some(upper) if kind.looks_like_whiteout() => upper.index().record_device(&made)?,
+            _ => {}
         }
+        Ok(fd)
     }
 
     /// The inode of a name that was just made.
@@ -274,6 +280,19 @@ impl Overlay {
             ..State::default()
         };
         self.inodes.intern(number, || Inode::new(number, stat.kind(), state))
+    }
+}
+
+/// Moves a finished node to its name. A directory that changes its parent must be writable,
+/// whatever its mode says.
+fn publish_node(
+    node: &OwnedFd,
+    blueprint: &Blueprint<'_>,
+    mut publish: impl FnMut() -> sys::Result<()>,
+) -> sys::Result<()> {
+    match blueprint.kind {
+        NodeKind::Directory => sys::with_write_permission(node.as_fd(), publish),
+        _ => publish(),
     }
 }
 

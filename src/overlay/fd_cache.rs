@@ -17,7 +17,9 @@ pub(super) enum FdKey {
     LowerDir(LowerDirId),
     /// A directory's upper part, `O_PATH`.
     UpperDir(Ino),
-    /// A file's data, for reading.
+    /// A file's data in a lower layer.
+    LowerData(Ino),
+    /// A file's data in upper, for reading.
     Read(Ino),
     /// A file's data in upper, for reading and writing.
     Write(Ino),
@@ -52,9 +54,8 @@ impl FdCache {
 
     /// Drops all that is kept for an inode, and for its lower directories.
     pub(super) fn forget<'a>(&self, ino: Ino, lowers: impl Iterator<Item = &'a Arc<LowerDir>>) {
-        for key in [FdKey::UpperDir(ino), FdKey::Read(ino), FdKey::Write(ino)] {
-            self.remove(key);
-        }
+        let keys = [FdKey::UpperDir, FdKey::LowerData, FdKey::Read, FdKey::Write];
+        keys.into_iter().for_each(|key| self.remove(key(ino)));
         for dir in lowers {
             self.remove(FdKey::LowerDir(dir.id));
         }

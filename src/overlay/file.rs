@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::attr::drop_suidgid;
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
-use super::real::Access;
+use super::real::{Access, OpenData};
 use super::{Atime, Overlay};
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno};
@@ -34,7 +34,7 @@ impl Overlay {
     /// Reads up to `buffer.len()` bytes at `offset`; less only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let inode = self.inode(ino)?;
-        let fd = self.data(&inode, Access::Read)?;
+        let OpenData { fd, in_upper } = self.open_data(&inode, Access::Read)?;
         let mut done = 0;
         while done < buffer.len() {
             match rustix::io::pread(&fd, &mut buffer[done..], offset + done as u64) {
@@ -44,7 +44,7 @@ impl Overlay {
                 Err(errno) => return Err(errno).context("read", b""),
             }
         }
-        if self.atime == Atime::Always && inode.has_data_in_upper() {
+        if self.atime == Atime::Always && in_upper {
             let marked = sys::set_times(fd.as_fd(), Some(sys::TimeChange::Now), None);
             best_effort("mark an access", marked);
         }

@@ -11,6 +11,14 @@ use super::inode::Inode;
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno, ExtendedFlags, FileType};
 
+/// The flags that may change through the mount (linux/fs.h, FS_*_FL): secrm, unrm, compr, sync,
+/// immutable, append, nodump, noatime, nocomp, dirsync, topdir, nocow. For others the filesystem
+/// below would ask for the daemon's capabilities instead of the caller's, or read names in
+/// another way.
+const SETTABLE: u32 = 0x0083_04ff;
+/// The same as FS_XFLAG_*: immutable, append, sync, noatime, nodump.
+const SETTABLE_EXTENDED: u32 = 0x08 | 0x10 | 0x20 | 0x40 | 0x80;
+
 impl Overlay {
     /// The flags of a file or directory, as `lsattr` shows them (FS_IOC_GETFLAGS).
     ///
@@ -24,7 +32,12 @@ impl Overlay {
     /// Sets the flags of a file or directory (FS_IOC_SETFLAGS).
     pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<()> {
         let inode = self.flagged(ino)?;
-        if self.flags(ino)? == flags {
+        let now = self.flags(ino)?;
+        if flags & !now & !SETTABLE != 0 {
+            return Err(Errno::OPNOTSUPP).context("set flags", b"");
+        }
+        let flags = now & !SETTABLE | flags & SETTABLE;
+        if flags == now {
             return Ok(());
         }
         self.copy_up(&inode)?;
@@ -43,6 +56,11 @@ impl Overlay {
     /// Sets the extended flags of a file or directory (FS_IOC_FSSETXATTR).
     pub fn set_extended_flags(&self, ino: Ino, flags: &ExtendedFlags) -> Result<()> {
         let inode = self.flagged(ino)?;
+        let now = self.extended_flags(ino)?;
+        let word = |bytes: &ExtendedFlags| u32::from_ne_bytes(std::array::from_fn(|n| bytes[n]));
+        if (word(&now) ^ word(flags)) & !SETTABLE_EXTENDED != 0 || now[4..] != flags[4..] {
+            return Err(Errno::OPNOTSUPP).context("set flags", b"");
+        }
         self.copy_up(&inode)?;
         let object = self.object(&inode)?;
         sys::set_extended_flags(object.as_fd(), flags).context("set flags", b"")?;

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::held::Held;
 use super::listing::Listing;
 use crate::layers::number::Ino;
-use crate::sys::FileType;
+use crate::sys::{FileType, Timestamp};
 
 /// Distinguishes lower directories in the fd cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +108,9 @@ pub(super) struct LowerData {
     pub(super) file: LowerFile,
     /// What the data takes, in 512-byte units.
     pub(super) blocks: u64,
+    /// The file's size and time of change, by which it is known.
+    pub(super) size: u64,
+    pub(super) mtime: Timestamp,
 }
 
 /// Where an inode lies.
@@ -133,6 +136,9 @@ pub(super) struct Inode {
     lookups: AtomicU64,
     pub(super) copy_up: Mutex<()>,
     pub(super) state: RwLock<State>,
+    /// Held shared while attributes in upper are read or changed, alone while another file takes
+    /// the place of the one that has them.
+    pub(super) attrs: RwLock<()>,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -145,6 +151,7 @@ impl Inode {
             lookups: AtomicU64::new(0),
             copy_up: Mutex::new(()),
             state: RwLock::new(state),
+            attrs: RwLock::new(()),
             dir: RwLock::new(None),
         }
     }
@@ -167,6 +174,16 @@ impl Inode {
     /// A name by which it can be reached now.
     pub(super) fn any_link(&self) -> Option<Link> {
         self.state.read().links.first().cloned()
+    }
+
+    /// Undoes what was done to hold it, for it did not lose its name after all.
+    pub(super) fn let_go(&self) {
+        let mut state = self.state.write();
+        if !state.links.is_empty()
+            && let Some(upper) = &mut state.upper
+        {
+            upper.held = None;
+        }
     }
 
     /// Notes that it is known as `name` in `parent`.
@@ -316,6 +333,22 @@ impl InodeTable {
     /// operation, which does not.
     fn look_again(&self, ino: Ino) {
         self.limbo.lock().push(ino);
+    }
+}
+
+/// A chain of parents as long as a path must not be dropped by recursion.
+impl Drop for InodeTable {
+    fn drop(&mut self) {
+        let known: Vec<Arc<Inode>> = self
+            .shards
+            .iter()
+            .flat_map(|shard| std::mem::take(&mut *shard.lock()))
+            .map(|(_, inode)| inode)
+            .collect();
+        for inode in &known {
+            let links = std::mem::take(&mut inode.state.write().links);
+            drop(links); // the parents are all in `known` still
+        }
     }
 }
 

@@ -261,7 +261,11 @@ impl Overlay {
             return Ok(None);
         }
         let open = sys::open_at(dir, name, sys::O_DIRECTORY).context("open directory", name)?;
-        let parts = self.namespace.read_redirect(open.as_fd()).context("read redirect", name)?;
+        let layers_below = self.lowers.len() - self.first_below(layer);
+        let parts = self
+            .namespace
+            .read_redirect(open.as_fd(), layers_below)
+            .context("read redirect", name)?;
         let Some(parts) = parts else { return Ok(None) };
         let place =
             |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path));
@@ -280,9 +284,9 @@ impl Overlay {
         }
         let open = sys::open_at(dir, name, sys::O_PATH).context("open file", name)?;
         let pointer = self.namespace.read_metacopy(open.as_fd()).context("read metacopy", name)?;
-        let Some(Metacopy { file, blocks }) = pointer else { return Ok(None) };
+        let Some(Metacopy { file, blocks, size, mtime }) = pointer else { return Ok(None) };
         let file = LowerFile::at(self.layer_below(layer, file.depth)?, &file.path);
-        Ok(Some(Arc::new(LowerData { file, blocks })))
+        Ok(Some(Arc::new(LowerData { file, blocks, size, mtime })))
     }
 
     fn is_rich(&self, layer: LayerIndex) -> bool {
@@ -292,13 +296,17 @@ impl Overlay {
         }
     }
 
-    /// The layer `depth` layers below `layer`.
-    fn layer_below(&self, layer: LayerIndex, depth: u16) -> Result<u16> {
-        let first = match layer {
+    /// The place of the layer next below.
+    fn first_below(&self, layer: LayerIndex) -> usize {
+        match layer {
             LayerIndex::Upper => 0,
             LayerIndex::Lower(layer) => usize::from(layer) + 1,
-        };
-        let place = first + usize::from(depth);
+        }
+    }
+
+    /// The layer `depth` layers below `layer`.
+    fn layer_below(&self, layer: LayerIndex, depth: u16) -> Result<u16> {
+        let place = self.first_below(layer) + usize::from(depth);
         let exists = place < self.lowers.len();
         u16::try_from(place).ok().filter(|_| exists).ok_or(Error::Io {
             op: "follow a pointer below the lowest layer",

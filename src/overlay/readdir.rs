@@ -6,14 +6,19 @@ use super::error::{Error, Result};
 use super::listing::Cookie;
 use crate::layers::marks;
 use crate::layers::number::Ino;
+use crate::sys::FileType;
 
 /// A name as a directory stream gives it.
 #[derive(Debug)]
 pub struct DirEntry {
     /// The name; `.` and `..` come first.
     pub name: Box<[u8]>,
-    /// Its attributes.
-    pub attr: Attr,
+    /// Its number; one of nothing if it could not be looked at.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: FileType,
+    /// Its attributes, if it could be looked at.
+    pub attr: Option<Attr>,
     /// Where the stream goes on after it.
     pub cookie: Cookie,
     /// Whether a reference was counted that must be taken back with
@@ -24,6 +29,8 @@ pub struct DirEntry {
 /// Cookies of `.` and `..`.
 const DOT: Cookie = 1;
 const DOT_DOT: Cookie = 2;
+/// The number of a name that could not be looked at: not 0, which some take for no entry.
+const NOBODY: Ino = Ino(u64::MAX);
 /// Names taken under the directory's lock at a time.
 const BATCH: usize = 128;
 
@@ -41,46 +48,60 @@ impl Overlay {
         let inode = self.inode(dir)?;
         if cookie < DOT {
             let attr = self.getattr(dir)?;
-            if !take(&DirEntry { name: b"."[..].into(), attr, cookie: DOT, counted: false }) {
+            if !take(&DirEntry::dot(b".", attr, DOT)) {
                 return Ok(());
             }
         }
         if cookie < DOT_DOT {
             let parent = inode.any_link().map_or(dir, |link| link.parent.ino);
             let attr = self.getattr(parent)?;
-            let name = b".."[..].into();
-            if !take(&DirEntry { name, attr, cookie: DOT_DOT, counted: false }) {
+            if !take(&DirEntry::dot(b"..", attr, DOT_DOT)) {
                 return Ok(());
             }
         }
-        let mut taken = 0;
         loop {
             let batch: Vec<_> = self
                 .listing(&inode)?
                 .after(cookie)
                 .take(BATCH)
-                .map(|(cookie, entry)| (cookie, entry.name.clone()))
+                .map(|(cookie, entry)| (cookie, entry.name.clone(), entry.kind))
                 .collect();
             if batch.is_empty() {
                 return Ok(());
             }
-            for (next, name) in batch {
+            for (next, held_name, kind) in batch {
                 cookie = next;
-                let attr = match self.lookup_held(&inode, &name) {
-                    Ok(attr) => attr,
+                let name = marks::unescape(&held_name).into();
+                let entry = match self.lookup_held(&inode, &held_name) {
+                    Ok(attr) => DirEntry {
+                        name,
+                        ino: attr.ino,
+                        kind: attr.kind,
+                        attr: Some(attr),
+                        cookie,
+                        counted: true,
+                    },
                     Err(Error::NotFound) => continue,
-                    // What was taken is passed on; the next call meets the error first.
-                    Err(_) if taken > 0 => return Ok(()),
-                    Err(error) => return Err(error),
+                    // One that cannot be looked at is there nevertheless: a look-up says why.
+                    Err(error) => {
+                        log::debug!("look at {}: {error}", held_name.escape_ascii());
+                        DirEntry { name, ino: NOBODY, kind, attr: None, cookie, counted: false }
+                    }
                 };
-                taken += 1;
-                let name = marks::unescape(&name).into();
-                let ino = attr.ino;
-                if !take(&DirEntry { name, attr, cookie, counted: true }) {
-                    self.forget(ino, 1);
+                if !take(&entry) {
+                    if entry.counted {
+                        self.forget(entry.ino, 1);
+                    }
                     return Ok(());
                 }
             }
         }
+    }
+}
+
+impl DirEntry {
+    fn dot(name: &[u8], attr: Attr, cookie: Cookie) -> Self {
+        let Attr { ino, kind, .. } = attr;
+        Self { name: name.into(), ino, kind, attr: Some(attr), cookie, counted: false }
     }
 }

@@ -12,11 +12,12 @@ use rustix::fs::OFlags;
 
 use super::error::{Context, Error, Result};
 use super::fd_cache::FdKey;
-use super::inode::{Inode, Link, LowerDir, UpperFile};
+use super::held::Held;
+use super::inode::{Inode, Link, LowerDir, LowerFile, UpperFile};
 use super::{Atime, Overlay};
 use crate::layers::index::Index;
 use crate::layers::number::Ino;
-use crate::sys::{self, Errno, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat, Timestamp};
 
 /// How often a path is followed again because a rename crossed it: first at once, then with
 /// a short sleep, some seconds in all.
@@ -30,6 +31,13 @@ fn wait_for_rename(tries: u32) {
     } else {
         std::thread::sleep(PAUSE);
     }
+}
+
+/// A file's data, open.
+pub(super) struct OpenData {
+    pub(super) fd: Arc<OwnedFd>,
+    /// Whether it is upper's, not a lower layer's.
+    pub(super) in_upper: bool,
 }
 
 /// What a file's data is needed for.
@@ -168,13 +176,16 @@ impl Overlay {
         Ok(None)
     }
 
-    /// Attributes of the real file.
+    /// Attributes of the real file; a link that holds it in workdir is not counted.
     pub(super) fn stat_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
-        if let Some(stat) = self.stat_by_name(inode)? {
-            return Ok(stat);
-        }
-        let fd = self.object(inode)?;
-        sys::fstat(fd.as_fd()).context("stat", b"")
+        let mut stat = match self.stat_by_name(inode)? {
+            Some(stat) => stat,
+            None => sys::fstat(self.object(inode)?.as_fd()).context("stat", b"")?,
+        };
+        let state = inode.state.read();
+        let held = state.upper.as_ref().and_then(|upper| upper.held.as_ref());
+        stat.nlink = stat.nlink.saturating_sub(held.map_or(0, Held::own_links));
+        Ok(stat)
     }
 
     /// The common case in one call: its first name leads to it.
@@ -205,32 +216,72 @@ impl Overlay {
 
     /// A descriptor of a regular file's data.
     pub(super) fn data(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
-        if inode.kind != FileType::RegularFile {
-            return Err(if inode.is_dir() {
-                Error::IsDirectory
-            } else {
-                Error::Invalid("no data")
-            });
+        Ok(self.open_data(inode, access)?.fd)
+    }
+
+    /// As [`data`](Self::data), and tells which layer it is.
+    pub(super) fn open_data(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenData> {
+        match inode.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Error::IsDirectory),
+            _ => return Err(Error::Invalid("no data")),
         }
-        let kept = match access {
-            Access::Write => self.fds.get(FdKey::Write(inode.ino)),
-            Access::Read => self
-                .fds
-                .get(FdKey::Write(inode.ino))
-                .or_else(|| self.fds.get(FdKey::Read(inode.ino))),
+        let lower = {
+            let state = inode.state.read();
+            match (&state.data, &state.upper) {
+                (Some(data), _) => Some((data.file.clone(), Some((data.size, data.mtime)))),
+                (None, None) => state.lower.clone().map(|file| (file, None)),
+                (None, Some(_)) => None,
+            }
         };
-        if let Some(fd) = kept {
+        match (lower, access) {
+            (Some((file, known_by)), Access::Read) => {
+                let fd = self.lower_data(inode, &file, known_by)?;
+                Ok(OpenData { fd, in_upper: false })
+            }
+            (Some(_), Access::Write) => Err(Error::ReadOnly),
+            (None, access) => Ok(OpenData { fd: self.upper_data(inode, access)?, in_upper: true }),
+        }
+    }
+
+    fn lower_data(
+        &self,
+        inode: &Inode,
+        file: &LowerFile,
+        known_by: Option<(u64, Timestamp)>,
+    ) -> Result<Arc<OwnedFd>> {
+        let key = FdKey::LowerData(inode.ino);
+        if let Some(fd) = self.fds.get(key) {
+            return Ok(fd);
+        }
+        let dir = self.lower_dir(&file.dir)?;
+        let fd =
+            sys::open_unmarked(dir.as_fd(), &file.name, sys::O_READ).context("open", &file.name)?;
+        let stat = sys::fstat(&fd).context("stat", &file.name)?;
+        let is_other = known_by.is_some_and(|known| known != (stat.size, stat.mtime));
+        if stat.kind() != FileType::RegularFile || is_other {
+            return Err(Errno::IO).context("find the data that a metacopy points to", &file.name);
+        }
+        Ok(self.fds.put(key, fd))
+    }
+
+    fn upper_data(&self, inode: &Arc<Inode>, access: Access) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.fds.get(FdKey::Write(inode.ino)) {
             return Ok(fd);
         }
         match access {
-            Access::Read => self.open_for_reading(inode),
-            Access::Write if inode.has_data_in_upper() => {
-                let object = self.object(inode)?;
-                let flags = self.upper_flags(sys::O_READWRITE);
-                let fd = open_for_writing(&object, flags).context("open for writing", b"")?;
+            Access::Read => {
+                if let Some(fd) = self.fds.get(FdKey::Read(inode.ino)) {
+                    return Ok(fd);
+                }
+                let flags = self.upper_flags(sys::O_READ);
+                let fd = reopen(self.object(inode)?.as_fd(), flags).context("open", b"")?;
+                Ok(self.fds.put(FdKey::Read(inode.ino), fd))
+            }
+            Access::Write => {
+                let fd = self.open_for_writing(inode).context("open for writing", b"")?;
                 Ok(self.fds.put(FdKey::Write(inode.ino), fd))
             }
-            Access::Write => Err(Error::ReadOnly),
         }
     }
 
@@ -242,33 +293,38 @@ impl Overlay {
         }
     }
 
-    fn open_for_reading(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
-        let lower = {
-            let state = inode.state.read();
-            match (&state.data, &state.upper) {
-                (Some(data), _) => Some(data.file.clone()),
-                (None, None) => state.lower.clone(),
-                (None, Some(_)) => None,
-            }
-        };
-        let was_lower = lower.is_some();
-        let fd = match lower {
-            Some(lower) => {
-                let dir = self.lower_dir(&lower.dir)?;
-                sys::open_unmarked(dir.as_fd(), &lower.name, sys::O_READ)
-                    .context("open", &lower.name)?
-            }
-            None => {
-                let flags = self.upper_flags(sys::O_READ);
-                reopen(self.object(inode)?.as_fd(), flags).context("open", b"")?
-            }
-        };
-        let fd = self.fds.put(FdKey::Read(inode.ino), fd);
-        // A copy-up may have dropped the key before it was put: it must not serve the old data.
-        if was_lower && inode.has_data_in_upper() {
-            self.fds.remove(FdKey::Read(inode.ino));
+    /// Opens an upper file for writing, also one whose mode forbids it to its own owner: whoever
+    /// asks has opened it already, and the kernel has checked that (an ordinary user's daemon
+    /// has no CAP_DAC_OVERRIDE).
+    fn open_for_writing(&self, inode: &Arc<Inode>) -> sys::Result<OwnedFd> {
+        let flags = self.upper_flags(sys::O_READWRITE);
+        let object = self.object(inode).map_err(|error| error.errno())?;
+        match reopen(object.as_fd(), flags) {
+            Err(Errno::ACCESS) => {}
+            result => return result,
         }
-        Ok(fd)
+        let _alone = inode.attrs.write();
+        let mode = sys::fstat(&object)?.permissions();
+        sys::chmod(object.as_fd(), mode | 0o600)?;
+        let opened = reopen(object.as_fd(), flags);
+        sys::chmod(object.as_fd(), mode)?;
+        opened
+    }
+
+    /// Changes an upper directory whose mode may forbid that to its own owner: a copy-up into it
+    /// is no change that its mode is about.
+    pub(super) fn with_write_permission<T>(
+        &self,
+        inode: &Inode,
+        dir: &OwnedFd,
+        mut change: impl FnMut() -> sys::Result<T>,
+    ) -> sys::Result<T> {
+        match change() {
+            Err(Errno::ACCESS) => {}
+            result => return result,
+        }
+        let _alone = inode.attrs.write();
+        sys::with_write_permission(dir.as_fd(), change)
     }
 }
 
@@ -282,24 +338,6 @@ fn open_verified(dir: BorrowedFd<'_>, name: &[u8], ino: u64) -> Result<Option<Ow
     Ok((stat.ino == ino).then_some(fd))
 }
 
-/// Changes an upper directory whose mode may forbid it to its own owner: a copy-up into it is
-/// no change that its mode is about (an ordinary user's daemon has no CAP_DAC_OVERRIDE). The
-/// caller holds the directory's names locked.
-pub(super) fn with_write_permission<T>(
-    dir: &OwnedFd,
-    mut change: impl FnMut() -> sys::Result<T>,
-) -> sys::Result<T> {
-    match change() {
-        Err(Errno::ACCESS) => {}
-        result => return result,
-    }
-    let mode = sys::fstat(dir)?.permissions();
-    sys::chmod(dir.as_fd(), mode | 0o300)?;
-    let result = change();
-    sys::chmod(dir.as_fd(), mode)?;
-    result
-}
-
 /// As [`sys::reopen`]; only a file's owner may open it with `O_NOATIME`, so others do without.
 fn reopen(object: BorrowedFd<'_>, flags: OFlags) -> sys::Result<OwnedFd> {
     match sys::reopen(object, flags) {
@@ -308,21 +346,4 @@ fn reopen(object: BorrowedFd<'_>, flags: OFlags) -> sys::Result<OwnedFd> {
         }
         result => result,
     }
-}
-
-/// Opens an upper file for writing, also one whose mode forbids it to its own owner: whoever
-/// asks has opened it already, and the kernel has checked that (an ordinary user's daemon
-/// has no CAP_DAC_OVERRIDE).
-fn open_for_writing(object: &OwnedFd, flags: OFlags) -> sys::Result<OwnedFd> {
-    match reopen(object.as_fd(), flags) {
-        Err(Errno::ACCESS) => {}
-        result => return result,
-    }
-    let mode = sys::fstat(object)?.permissions();
-    let path = sys::proc_path(object.as_fd());
-    let set = |bits| rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(bits));
-    set(mode | 0o600)?;
-    let opened = reopen(object.as_fd(), flags);
-    set(mode)?;
-    opened
 }

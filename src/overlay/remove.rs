@@ -37,12 +37,16 @@ impl Overlay {
         let dir = self.upper_dir(&parent)?;
         let before = self.removable(&target)?;
         self.hold_if_last(&target, &parent, &entry)?;
-        if entry.needs_whiteout() {
-            self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
-        }
-        if entry.in_upper() {
-            rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
-        }
+        let remove = || {
+            if entry.needs_whiteout() {
+                self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
+            }
+            if entry.in_upper() {
+                rustix::fs::unlinkat(&dir, name, AtFlags::empty()).context("unlink", name)?;
+            }
+            Ok(())
+        };
+        remove().inspect_err(|_| target.let_go())?;
         self.name_is_gone(&target, &parent, &mut names, name);
         self.count_out(&target, &entry, &before);
         Ok(())
@@ -63,12 +67,13 @@ impl Overlay {
         let dir = self.upper_dir(&parent)?;
         self.removable(&target)?;
         self.hold_if_last(&target, &parent, &entry)?;
-        if entry.needs_whiteout() {
-            self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
-        }
-        if entry.in_upper() {
-            self.remove_upper_dir(dir.as_fd(), name)?;
-        }
+        let remove = || {
+            if entry.needs_whiteout() {
+                self.upper()?.make_whiteout(dir.as_fd(), name).context("make whiteout", name)?;
+            }
+            if entry.in_upper() { self.remove_upper_dir(dir.as_fd(), name) } else { Ok(()) }
+        };
+        remove().inspect_err(|_| target.let_go())?;
         self.name_is_gone(&target, &parent, &mut names, name);
         Ok(())
     }
@@ -109,7 +114,7 @@ impl Overlay {
     }
 
     /// Prepares an inode for losing a name: it stays usable by those who have it open. Should
-    /// the name stay after all, no harm is done.
+    /// the name stay after all, [`Inode::let_go`] undoes it.
     pub(super) fn hold_if_last(
         &self,
         target: &Arc<Inode>,
@@ -159,8 +164,9 @@ impl Overlay {
         if indexed {
             best_effort("drop index link", index.unlink(target.ino));
         }
-        if let Some(UpperFile { ino, .. }) = &target.state.read().upper {
-            index.forget_origin(*ino);
+        let upper = target.state.read().upper.as_ref().map(|upper| upper.ino);
+        if let Some(upper) = upper {
+            best_effort("forget an inode", index.forget_origin(upper, target.ino));
         }
     }
 

@@ -140,15 +140,23 @@ impl Overlay {
         }
         let mut drop_whiteout = whiteout;
         if let (Some(target), Some(replaced)) = (target, &replaced) {
-            self.hold_if_last(target, to.parent, replaced)?;
-            if target.is_dir() && replaced.in_upper() {
-                drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
-            } else if source.is_dir() != target.is_dir() {
+            if source.is_dir() != target.is_dir() {
                 return Err(Error::Invalid("the types changed"));
             }
+            self.hold_if_last(target, to.parent, replaced)?;
         }
-        rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name)
-            .context("rename", from.name)?;
+        let mut moves = || {
+            if let (Some(target), Some(true)) = (target_dir, replaced.as_ref().map(Entry::in_upper))
+            {
+                drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
+            }
+            rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name)
+                .context("rename", from.name)
+        };
+        if let Err(error) = moves() {
+            target.inspect(|target| target.let_go());
+            return Err(error);
+        }
         // It has happened: first of all memory agrees, for those who come by inode.
         self.move_entry(&mut locked, from, to, source, covers);
         if let (Some(target), Some(replaced), Some(before)) = (target, &replaced, &before) {
@@ -189,10 +197,11 @@ impl Overlay {
                 names.insert(&self.hashing, new);
             }
         }
-        source.remove_link(from.parent, from.name);
-        target.remove_link(to.parent, to.name);
+        // Never without a name in between, for those who look for one.
         source.add_link(to.parent, to.name);
         target.add_link(from.parent, from.name);
+        source.remove_link(from.parent, from.name);
+        target.remove_link(to.parent, to.name);
         Ok(())
     }
 
@@ -220,8 +229,9 @@ impl Overlay {
         if let Some(names) = names_of(locked, to.parent) {
             names.insert(&self.hashing, Entry::upper(to.name, source.kind, covers));
         }
-        source.remove_link(from.parent, from.name);
+        // Never without a name in between, for those who look for one.
         source.add_link(to.parent, to.name);
+        source.remove_link(from.parent, from.name);
     }
 
     /// Lets a directory show nothing of what lies below its new name. One that has lower parts
@@ -249,6 +259,11 @@ impl Overlay {
             self.upper()?.make_whiteout(parent.as_fd(), name).context("make whiteout", name)?;
         }
         let dir = self.upper_dir(target)?;
+        // What is cut off under the directory's name is still there behind a redirect.
+        if self.upper()?.is_rich() {
+            self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", name)?;
+        }
+        target.state.write().lower_dirs = Some(Arc::default());
         for entry in sys::read_dir(dir.as_fd()).context("read directory", name)? {
             let is_device = entry.kind == FileType::CharacterDevice;
             if marks::meaning(&entry.name) == Meaning::Name && !is_device {
@@ -270,6 +285,11 @@ impl Overlay {
         if is_pure_upper(inode) || self.point_to_parts(inode)? {
             return Ok(());
         }
+        self.settle_deeply(inode)
+    }
+
+    /// Copies everything below a directory up in place and makes it opaque.
+    pub(super) fn settle_deeply(&self, inode: &Arc<Inode>) -> Result<()> {
         let mut kept: Vec<Known<'_>> = Vec::new();
         let mut todo = vec![(Arc::clone(inode), false)];
         while let Some((dir, below_done)) = todo.pop() {
@@ -310,6 +330,10 @@ impl Overlay {
             .map(|dir| Below { depth: dir.layer, path: dir.path.clone() })
             .collect();
         let upper = self.upper_dir(dir)?;
+        let mode = sys::fstat(upper.as_fd()).context("stat", b"")?.mode;
+        if parts.is_empty() || !self.may_point(mode) {
+            return Ok(false);
+        }
         // One that is too long for an xattr means that the directory is copied.
         let written = self.namespace.write_redirect(upper.as_fd(), &parts);
         Ok(written.inspect_err(|errno| log::debug!("no redirect: {errno}")).is_ok())

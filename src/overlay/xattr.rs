@@ -29,7 +29,11 @@ impl Overlay {
     /// Sets an xattr; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let inode = self.inode(ino)?;
-        self.copy_up_attributes(&inode)?;
+        match name {
+            b"system.posix_acl_access" => self.copy_up_for_mode(&inode, 0)?, // it may be any
+            _ => self.copy_up_attributes(&inode)?,
+        }
+        let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         let held = private_xattr::escape(name);
         sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)
@@ -40,6 +44,7 @@ impl Overlay {
         self.get_xattr(ino, name)?;
         let inode = self.inode(ino)?;
         self.copy_up_attributes(&inode)?;
+        let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         match sys::remove_xattr(object.as_fd(), &private_xattr::escape(name)) {
             Err(Errno::NODATA) => Err(Error::NoXattr),

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Mode, Timespec, Timestamps};
 
-use super::{Result, Timestamp, proc_path};
+use super::{Errno, Result, Timestamp, proc_path};
 
 /// A new value of a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,24 @@ pub enum TimeChange {
 /// chmod(2); a symlink has no mode to change (EOPNOTSUPP).
 pub fn chmod(object: BorrowedFd<'_>, mode: u32) -> Result<()> {
     rustix::fs::chmod(proc_path(object), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Changes a directory, or moves it to another parent, although its mode may forbid that to its
+/// own owner: if the change fails for that, it is tried again with the mode widened for the
+/// moment. Nobody else may change the mode meanwhile.
+pub fn with_write_permission<T>(
+    dir: BorrowedFd<'_>,
+    mut change: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    match change() {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let mode = super::fstat(dir)?.permissions();
+    chmod(dir, mode | 0o300)?;
+    let result = change();
+    chmod(dir, mode)?;
+    result
 }
 
 /// Sets the given times of last access and last change, leaving those that are `None`.

@@ -22,7 +22,7 @@ pub use flags::{
     ExtendedFlags, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, get_extended_flags, get_flags,
     set_extended_flags, set_flags,
 };
-pub use metadata::{TimeChange, chmod, set_times};
+pub use metadata::{TimeChange, chmod, set_times, with_write_permission};
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
     open_dir, open_unmarked, proc_path, reopen,

@@ -174,7 +174,7 @@ impl Union {
         let mut names = Vec::new();
         self.overlay()
             .readdir(self.ino(path).unwrap(), 2, |entry| {
-                names.push((entry.name.escape_ascii().to_string(), entry.attr));
+                names.push((entry.name.escape_ascii().to_string(), entry.attr.unwrap()));
                 true
             })
             .unwrap();

@@ -20,7 +20,7 @@ fn dots_come_first_and_know_where_they_are() {
     for dir in [Ino::ROOT, e] {
         u.overlay()
             .readdir(dir, 0, |entry| {
-                dots.push((entry.name.clone(), entry.attr.ino));
+                dots.push((entry.name.clone(), entry.ino));
                 dots.len() % 2 != 0
             })
             .unwrap();
