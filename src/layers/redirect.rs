@@ -183,8 +183,15 @@ fn read(object: BorrowedFd<'_>, name: &[u8]) -> sys::Result<Option<Vec<u8>>> {
     match sys::get_xattr(object, name) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+        // What may not be read can still be known not to be there.
+        Err(Errno::ACCESS) if !has(object, name)? => Ok(None),
         Err(errno) => Err(errno),
     }
+}
+
+fn has(object: BorrowedFd<'_>, name: &[u8]) -> sys::Result<bool> {
+    let list = sys::list_xattrs(object)?;
+    Ok(list.split(|byte| *byte == 0).any(|listed| listed == name))
 }
 
 fn encode_redirect(parts: &[Below]) -> Vec<u8> {

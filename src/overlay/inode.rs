@@ -377,6 +377,18 @@ mod tests {
     }
 
     #[test]
+    fn a_deep_tree_is_dropped_without_recursion() {
+        let root = Arc::new(Inode::new(Ino::ROOT, FileType::Directory, State::default()));
+        let table = InodeTable::new(&root);
+        let mut parent = root;
+        for n in 10..200_010 {
+            parent = table.intern(Ino(n), || file(n, &parent));
+        }
+        drop(parent);
+        drop(table);
+    }
+
+    #[test]
     fn lookups_are_counted() {
         let root = Arc::new(Inode::new(Ino::ROOT, FileType::Directory, State::default()));
         let table = InodeTable::new(&root);

@@ -336,6 +336,41 @@ fn an_ordinary_user_mounts_with_fusermount3() {
 }
 
 #[test]
+fn an_ordinary_users_rich_upper() {
+    need_mount!();
+    let can_be_another =
+        || Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success());
+    if !is_root() || !can_be_another() {
+        return eprintln!("skipped: needs root, and a mount namespace of one's own");
+    }
+    let m = Mount::unmounted(&[""]);
+    // What its owner may not read cannot have a pointer, for nobody would find it again.
+    let told = as_ordinary_user(
+        &m,
+        "umask 022; mkdir -p lower/d upper work m
+         head -c 100000 /dev/zero | tr '\\0' 1 > lower/big; cp lower/big lower/kept; echo x > lower/d/x
+         mount() { $PLYFS mount --form rich --lower lower --upper upper --work work m; }
+         mount; trap '$PLYFS umount --lazy m' EXIT
+         chmod 600 m/kept; chmod 200 m/big; mv m/d m/e; mv m/e m/f; mkdir m/n; mv m/f m/n/g; chmod 300 m/n/g
+         $PLYFS umount m; mount
+         chmod 600 m/big; chmod 700 m/n/g
+         for f in m/big m/kept; do tr -d 1 < $f | wc -c; wc -c < $f; done; cat m/n/g/x
+         trap - EXIT; $PLYFS umount m; du -k upper/kept | cut -f1",
+    );
+    let lines: Vec<_> = told.lines().collect();
+    let (blocks, shown) = lines.split_last().unwrap();
+    assert_eq!(shown, ["0", "100000", "0", "100000", "x"]);
+    assert!(blocks.parse::<u32>().unwrap() < 40, "a metacopy: {blocks}");
+    // Root cannot follow an ordinary user's pointers, and says so.
+    let mut refused = plyfs();
+    let home = m.path("home");
+    refused.args(["mount", "--lower"]).arg(home.join("lower"));
+    refused.arg("--upper").arg(home.join("upper")).arg("--work").arg(home.join("work"));
+    let error = crate::common::mounted::fails(refused.arg(m.merged()));
+    assert!(error.contains("an ordinary user"), "{error}");
+}
+
+#[test]
 fn the_daemon_keeps_no_file_of_its_caller() {
     need_mount!();
     let m = Mount::unmounted(&["a=1"]);

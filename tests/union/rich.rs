@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use plyfs::sys;
 
-use crate::common::union::{Union, fingerprint};
+use crate::common::union::{Union, errno, fingerprint};
 
 /// Bytes of a file that is worth a metacopy.
 const BIG: usize = 1 << 20;
@@ -118,6 +118,86 @@ fn a_renamed_directory_is_not_copied() {
     u.expect("other/ other/x=3 other/moved/ other/moved/e/ other/moved/e/deep=x");
     u.stack();
     u.expect("other/ other/x=3 other/moved/ other/moved/e/ other/moved/e/deep=x");
+}
+
+#[test]
+fn a_failed_rename_over_an_emptied_directory_brings_nothing_back() {
+    let Some(mut u) = with_big() else { return };
+    if !crate::common::is_root() {
+        return eprintln!("skipped: append-only directories need root");
+    }
+    u.unlink("big").unwrap();
+    u.rename("d", "other/moved").unwrap();
+    for name in ["e/deep", "f"] {
+        u.unlink(&format!("other/moved/{name}")).unwrap();
+    }
+    u.rmdir("other/moved/e").unwrap();
+    u.mkdir("new").unwrap();
+    let other = fs::File::open(u.upper().join("other")).unwrap();
+    if rustix::fs::ioctl_setflags(&other, rustix::fs::IFlags::APPEND).is_err() {
+        return eprintln!("skipped: no append-only directories on this filesystem");
+    }
+    let refused = u.rename("new", "other/moved");
+    rustix::fs::ioctl_setflags(&other, rustix::fs::IFlags::empty()).unwrap();
+    assert_eq!(errno(refused), sys::Errno::PERM);
+    u.expect("new/ other/ other/x=3 other/moved/");
+    u.rename("other/moved", "back").unwrap();
+    u.expect("new/ other/ other/x=3 back/");
+}
+
+#[test]
+fn attributes_changed_while_a_metacopy_is_completed_are_kept() {
+    let Some(mut u) = with_big() else { return };
+    fs::write(u.lowers[0].join("big"), vec![b'1'; 200 << 20]).unwrap();
+    u.remount();
+    u.chmod("big", 0o640).unwrap();
+    let ino = u.ino("big").unwrap();
+    std::thread::scope(|scope| {
+        let u = &u;
+        let writer = scope.spawn(move || u.write("big", 0, "x"));
+        let mut mode = 0o600;
+        while !writer.is_finished() {
+            mode = if mode == 0o600 { 0o644 } else { 0o600 };
+            u.chmod("big", mode).unwrap();
+            u.overlay().set_xattr(ino, b"user.mode", mode.to_string().as_bytes(), 0).unwrap();
+        }
+        writer.join().unwrap().unwrap();
+    });
+    let mode = u.stat("big").unwrap().stat.mode & 0o777;
+    let noted = u.overlay().get_xattr(ino, b"user.mode").unwrap();
+    assert_eq!(noted, mode.to_string().as_bytes());
+    assert_eq!(fs::metadata(u.upper().join("big")).unwrap().permissions().mode() & 0o777, mode);
+}
+
+#[test]
+fn data_that_is_not_the_one_pointed_to_is_an_error() {
+    let Some(mut u) = with_big() else { return };
+    u.chmod("big", 0o600).unwrap();
+    fs::write(u.lowers[0].join("big"), vec![b'2'; BIG + 1]).unwrap();
+    u.remount();
+    assert_eq!(errno(u.read("big")), sys::Errno::IO);
+    assert_eq!(u.names(""), ["big", "d", "other"]);
+}
+
+#[test]
+fn a_pointer_below_the_stack_hides_no_other_name() {
+    let Some(mut u) = with_big() else { return };
+    u.rename("d", "moved").unwrap();
+    let dir = sys::open_dir(&u.upper().join("moved")).unwrap();
+    let list = sys::list_xattrs(dir.as_fd()).unwrap();
+    let name = list.split(|byte| *byte == 0).find(|name| name.ends_with(b".redirect")).unwrap();
+    sys::set_xattr(dir.as_fd(), name, b"0+65535 d\0", 0).unwrap();
+    u.remount();
+    assert_eq!(errno(u.ino("moved")), sys::Errno::IO);
+    let mut names = Vec::new();
+    let root = plyfs::layers::number::Ino::ROOT;
+    let list = u.overlay().readdir(root, 2, |entry| {
+        names.push(entry.name.escape_ascii().to_string());
+        true
+    });
+    list.unwrap();
+    names.sort();
+    assert_eq!(names, ["big", "moved", "other"]);
 }
 
 #[test]
