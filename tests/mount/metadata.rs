@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::process::Command;
 
 use crate::common::is_root;
-use crate::common::mounted::{Mount, run};
+use crate::common::mounted::{Mount, run, sh};
 use crate::need_mount;
 
 #[test]
@@ -85,7 +85,11 @@ fn device_nodes() {
     if !is_root() {
         return eprintln!("skipped: device nodes need root");
     }
-    let mut m = Mount::new(&["f=1"]);
+    let m = Mount::unmounted(&["f=1"]);
+    sh(&format!("mknod '{}/low' c 4000 500000", m.lower(0).display()));
+    let mut m = m;
+    m.mount();
+    m.sh("rm low");
     m.sh("mknod null c 1 3; mknod big b 259 1048575; mknod zero c 0 0; echo x > null; rm f");
     for _ in 0..2 {
         assert_eq!(
