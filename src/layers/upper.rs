@@ -300,10 +300,24 @@ fn lock_upper(upper: &Path, root: &OwnedFd) -> Result<OwnedFd, Error> {
         Ok(()) => Ok(fd),
         Err(Errno::WOULDBLOCK) => Err(Error::Busy {
             upper: upper.display().to_string(),
-            holder: "a mount with another workdir".to_owned(),
+            holder: format!("{} with another workdir", flock_holder(&fd)),
         }),
         Err(errno) => Err(Error::io("lock upper", upper)(errno)),
     }
+}
+
+/// Who holds the flock(2) on an open file, in words (see proc_locks(5)).
+fn flock_holder(file: &OwnedFd) -> String {
+    let pid = || -> Option<String> {
+        let stat = sys::fstat(file).ok()?;
+        let (major, minor) = (rustix::fs::major(stat.dev), rustix::fs::minor(stat.dev));
+        let place = format!("{major:02x}:{minor:02x}:{}", stat.ino);
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        let words = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut ours = words.filter(|words| words.get(1) == Some(&"FLOCK"));
+        ours.find(|words| words.get(5) == Some(&&place[..])).map(|words| words[4].to_owned())
+    };
+    pid().map_or_else(|| "a mount".to_owned(), |pid| format!("pid {pid}, mounted"))
 }
 
 /// Who holds the lock of `work`, or `None` if nobody does.

@@ -270,6 +270,13 @@ fn one_upper_has_one_mount() {
     std::fs::create_dir(&other).unwrap();
     let error = crate::common::mounted::fails(plyfs().args(["-o", &mount_options(&m)]).arg(&other));
     assert!(error.contains("in use") && error.contains(m.merged().to_str().unwrap()), "{error}");
+    let mut elsewhere = plyfs();
+    elsewhere.args(["mount", "--lower"]).arg(m.lower(0)).arg("--upper").arg(m.upper());
+    let other_work = m.path("other-work");
+    std::fs::create_dir(&other_work).unwrap();
+    let error = crate::common::mounted::fails(elsewhere.arg("--work").arg(&other_work).arg(&other));
+    let (pid, expected) = (daemon_of(&m), "with another workdir");
+    assert!(error.contains(&format!("pid {pid}")) && error.contains(expected), "{error}");
     assert!(!is_mounted(Path::new(&other)));
 }
 

@@ -230,3 +230,35 @@ fn access_times() {
         }
     }
 }
+
+#[test]
+fn capabilities_outlive_chmod_and_go_with_a_write() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: capabilities of files need root");
+    }
+    const NAME: &str = "security.capability";
+    // VFS_CAP_REVISION_2 with cap_net_raw, effective (linux/capability.h).
+    let value: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let m = Mount::unmounted(&["write=1 cut=1 given=1"]);
+    for name in ["write", "cut", "given"] {
+        let path = m.lower(0).join(name);
+        if rustix::fs::setxattr(&path, NAME, &value, rustix::fs::XattrFlags::empty()).is_err() {
+            return eprintln!("skipped: no capabilities on this filesystem");
+        }
+    }
+    let mut m = m;
+    m.mount();
+    let has = |path: std::path::PathBuf| {
+        let mut found = [0; 32];
+        rustix::fs::getxattr(path, NAME, &mut found[..]).is_ok()
+    };
+    m.sh("chmod 711 write cut given");
+    for name in ["write", "cut", "given"] {
+        assert!(has(m.at(name)) && has(m.upper().join(name)), "{name}");
+    }
+    m.sh("echo x >> write; truncate -s 0 cut; chown 12 given");
+    for name in ["write", "cut", "given"] {
+        assert!(!has(m.at(name)) && !has(m.upper().join(name)), "{name}");
+    }
+}

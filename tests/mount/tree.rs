@@ -112,3 +112,21 @@ fn a_position_in_a_directory_stays_good() {
         .filter(|(n, (name, ..))| (n + 1501) % 3 != 0 && seen.binary_search(name).is_err());
     assert_eq!(missing.count(), 0, "names that stay are told");
 }
+
+#[test]
+fn a_directory_that_something_is_mounted_on_is_busy() {
+    need_mount!();
+    if !crate::common::is_root() {
+        return eprintln!("skipped: mounting inside needs root");
+    }
+    let m = Mount::new(&["d/x=1 other/y=2"]);
+    let d = m.at("d").display().to_string();
+    sh(&format!("mount --bind {} {d}", m.at("other").display()));
+    let errors =
+        [fs::remove_dir(m.at("d")).unwrap_err(), fs::rename(m.at("d"), m.at("e")).unwrap_err()];
+    let seen = fs::read(m.at("d/y")).unwrap();
+    sh(&format!("umount {d}"));
+    assert_eq!(seen, b"2");
+    assert!(errors.iter().all(|error| error.raw_os_error() == Some(libc::EBUSY)), "{errors:?}");
+    m.expect_upper("");
+}
