@@ -10,6 +10,7 @@ mod mount;
 mod mount_options;
 mod ps;
 mod rm;
+mod stats;
 mod umount;
 
 use std::ffi::{OsStr, OsString};
@@ -59,10 +60,12 @@ enum Command {
     Diff(diff::Args),
     /// Remove writable layers that are not mounted
     Rm(rm::Args),
+    /// Count the requests that a mount has answered
+    Stats(stats::Args),
 }
 
 /// Verbs, for telling them from a mount source.
-const VERBS: [&str; 7] = ["load", "images", "mount", "umount", "ps", "diff", "rm"];
+const VERBS: [&str; 8] = ["load", "images", "mount", "umount", "ps", "diff", "rm", "stats"];
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
@@ -98,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ps(args) => ps::run(&root, &args),
         Command::Diff(args) => diff::run(&root, &args),
         Command::Rm(args) => rm::run(&root, &args),
+        Command::Stats(args) => stats::run(&args),
     }
 }
 

@@ -256,4 +256,39 @@ mod tests {
         ];
         assert_eq!(found, expected);
     }
+
+    #[test]
+    fn below_a_redirected_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for made in ["lower/d/sub", "lower/o", "upper", "work"] {
+            fs::create_dir_all(path(made)).unwrap();
+        }
+        for file in ["lower/d/f", "lower/d/sub/g", "lower/o/old"] {
+            fs::write(path(file), "").unwrap();
+        }
+        let places = UpperOptions { upper: path("upper"), work: path("work") };
+        let mut options = MountOptions::new(vec![path("lower")]);
+        options.upper = Some(places.clone());
+        options.form = crate::overlay::UpperForm::Rich;
+        let tree = Overlay::open(&options).unwrap();
+        let rename = |from: &[u8], to: &[u8]| {
+            let replace = crate::overlay::RenameMode::Replace;
+            tree.rename(Ino::ROOT, from, Ino::ROOT, to, replace).unwrap();
+        };
+        // Over a name of the lower layer, once that is empty.
+        let o = tree.lookup(Ino::ROOT, b"o").unwrap().ino;
+        tree.unlink(o, b"old").unwrap();
+        rename(b"d", b"new");
+        let new = tree.lookup(Ino::ROOT, b"new").unwrap().ino;
+        tree.unlink(new, b"f").unwrap();
+        rename(b"new", b"o");
+        drop(tree);
+        let found: Vec<String> = changes(vec![path("lower")], &places)
+            .unwrap()
+            .iter()
+            .map(|(path, change)| format!("{change} {}", String::from_utf8_lossy(path)))
+            .collect();
+        assert_eq!(found, ["D /d", "C /o", "D /o/old", "A /o/sub", "A /o/sub/g"]);
+    }
 }

@@ -7,6 +7,7 @@
 mod attach;
 mod convert;
 mod ops;
+mod stats;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use signal_hook::iterator::Signals;
 
 pub use attach::{MountFlag, unmount};
 use ops::Ops;
+pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
 

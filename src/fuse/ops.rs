@@ -17,10 +17,11 @@ use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 
 use super::convert;
+use super::stats::{Request, STATS_XATTR, Stats};
 use parking_lot::Mutex;
 
 use crate::overlay::{
@@ -45,6 +46,7 @@ pub(super) struct Ops {
     overlay: Arc<Overlay>,
     /// Operations that run beside the workers now.
     offloaded: Arc<AtomicUsize>,
+    stats: Stats,
 }
 
 /// So many operations may run beside the workers; each is one that a process waits for.
@@ -52,7 +54,7 @@ const MAX_OFFLOADED: usize = 256;
 
 impl Ops {
     pub(super) fn new(overlay: Overlay) -> Self {
-        Self { overlay: Arc::new(overlay), offloaded: Arc::default() }
+        Self { overlay: Arc::new(overlay), offloaded: Arc::default(), stats: Stats::default() }
     }
 
     /// The union behind it.
@@ -138,7 +140,7 @@ fn reply_xattr(reply: ReplyXattr, operation: &str, size: u32, result: &Result<Ve
     }
 }
 
-fn owner(req: &Request) -> Owner {
+fn owner(req: &fuser::Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
 }
 
@@ -164,7 +166,7 @@ fn no_entry() -> FileAttr {
 }
 
 impl Filesystem for Ops {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+    fn init(&mut self, _req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_CACHE_SYMLINKS
@@ -196,24 +198,33 @@ impl Filesystem for Ops {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.stats.count(Request::Lookup);
         match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => reply.entry(&FOREVER, &no_entry(), GENERATION),
             result => reply_entry(reply, "lookup", &result),
         }
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+    fn forget(&self, _req: &fuser::Request, ino: INodeNo, nlookup: u64) {
+        self.stats.count(Request::Forget);
         self.overlay.forget(convert::ino(ino), nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        _req: &fuser::Request,
+        ino: INodeNo,
+        _fh: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        self.stats.count(Request::GetAttr);
         reply_attr(reply, "getattr", &self.overlay.getattr(convert::ino(ino)));
     }
 
     fn setattr(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -229,6 +240,7 @@ impl Filesystem for Ops {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.stats.count(Request::SetAttr);
         let change = SetAttr {
             mode,
             uid,
@@ -245,7 +257,8 @@ impl Filesystem for Ops {
         });
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, _req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
+        self.stats.count(Request::ReadLink);
         match self.overlay.readlink(convert::ino(ino)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno("readlink", &error)),
@@ -254,7 +267,7 @@ impl Filesystem for Ops {
 
     fn mknod(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -262,6 +275,7 @@ impl Filesystem for Ops {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.stats.count(Request::MkNod);
         let kind = match FileType::from_raw_mode(mode) {
             FileType::RegularFile | FileType::Unknown => NodeKind::File,
             kind => NodeKind::Special { kind, rdev: convert::decode_device(rdev) },
@@ -273,37 +287,41 @@ impl Filesystem for Ops {
 
     fn mkdir(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
         umask: u32,
         reply: ReplyEntry,
     ) {
+        self.stats.count(Request::MkDir);
         let node =
             Node { kind: NodeKind::Directory, mode: mode & 0o7777, umask, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
         reply_entry(reply, "mkdir", &result);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.stats.count(Request::Unlink);
         let result = self.overlay.unlink(convert::ino(parent), name.as_bytes());
         reply_empty(reply, "unlink", &result);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.stats.count(Request::RmDir);
         let result = self.overlay.rmdir(convert::ino(parent), name.as_bytes());
         reply_empty(reply, "rmdir", &result);
     }
 
     fn symlink(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         parent: INodeNo,
         link_name: &OsStr,
         target: &Path,
         reply: ReplyEntry,
     ) {
+        self.stats.count(Request::Symlink);
         let kind = NodeKind::Symlink(target.as_os_str().as_bytes());
         let node = Node { kind, mode: 0o777, umask: 0, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), link_name.as_bytes(), &node);
@@ -312,7 +330,7 @@ impl Filesystem for Ops {
 
     fn rename(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -320,6 +338,7 @@ impl Filesystem for Ops {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::Rename);
         let mode = match flags {
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
@@ -338,12 +357,13 @@ impl Filesystem for Ops {
 
     fn link(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        self.stats.count(Request::Link);
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
         let name = newname.as_bytes().to_vec();
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
@@ -351,13 +371,14 @@ impl Filesystem for Ops {
         });
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.stats.count(Request::Open);
         reply.error(Errno::ENOSYS);
     }
 
     fn create(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -365,6 +386,7 @@ impl Filesystem for Ops {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        self.stats.count(Request::Create);
         let node = Node { kind: NodeKind::File, mode: mode & 0o7777, umask, owner: owner(req) };
         match self.overlay.create(convert::ino(parent), name.as_bytes(), &node) {
             Ok(attr) => reply.created(
@@ -380,7 +402,7 @@ impl Filesystem for Ops {
 
     fn read(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -389,6 +411,7 @@ impl Filesystem for Ops {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.stats.count(Request::Read);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -403,7 +426,7 @@ impl Filesystem for Ops {
 
     fn write(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -413,6 +436,7 @@ impl Filesystem for Ops {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.stats.count(Request::Write);
         let kill_suidgid = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let (ino, how) = (convert::ino(ino), WriteFlags { kill_suidgid });
         if self.offloads(self.overlay.copy_up_takes_long(ino)) {
@@ -426,40 +450,44 @@ impl Filesystem for Ops {
 
     fn flush(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::Flush);
         reply.error(Errno::ENOSYS);
     }
 
     fn fsync(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::FSync);
         self.run(self.overlay.waits_for_disks(), move |overlay| {
             reply_empty(reply, "fsync", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.stats.count(Request::OpenDir);
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.stats.count(Request::ReadDir);
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let number = INodeNo(entry.ino.0);
             let name = OsStr::from_bytes(&entry.name);
@@ -477,12 +505,13 @@ impl Filesystem for Ops {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.stats.count(Request::ReadDirPlus);
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let name = OsStr::from_bytes(&entry.name);
             match &entry.attr {
@@ -506,18 +535,20 @@ impl Filesystem for Ops {
 
     fn fsyncdir(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::FSyncDir);
         self.run(self.overlay.waits_for_disks(), move |overlay| {
             reply_empty(reply, "fsyncdir", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.stats.count(Request::StatFs);
         match self.overlay.statfs() {
             Ok(s) => reply.statfs(
                 s.blocks,
@@ -535,7 +566,7 @@ impl Filesystem for Ops {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -543,6 +574,7 @@ impl Filesystem for Ops {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::SetXattr);
         let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
@@ -550,16 +582,30 @@ impl Filesystem for Ops {
         });
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let result = self.overlay.get_xattr(convert::ino(ino), name.as_bytes());
+    fn getxattr(
+        &self,
+        _req: &fuser::Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        self.stats.count(Request::GetXattr);
+        let result = if ino == INodeNo::ROOT && name == STATS_XATTR {
+            Ok(self.stats.tell().into_bytes())
+        } else {
+            self.overlay.get_xattr(convert::ino(ino), name.as_bytes())
+        };
         reply_xattr(reply, "getxattr", size, &result);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, _req: &fuser::Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.stats.count(Request::ListXattr);
         reply_xattr(reply, "listxattr", size, &self.overlay.list_xattrs(convert::ino(ino)));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, _req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.stats.count(Request::RemoveXattr);
         let (ino, name) = (convert::ino(ino), name.as_bytes().to_vec());
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_empty(reply, "removexattr", &overlay.remove_xattr(ino, &name));
@@ -568,7 +614,7 @@ impl Filesystem for Ops {
 
     fn ioctl(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
@@ -577,6 +623,7 @@ impl Filesystem for Ops {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.stats.count(Request::Ioctl);
         let ino = convert::ino(ino);
         // Of a number, the kernel sends the low 32 bits; of a long, an int.
         match (libc::Ioctl::from(cmd), in_data) {
@@ -610,7 +657,7 @@ impl Filesystem for Ops {
 
     fn fallocate(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -618,6 +665,7 @@ impl Filesystem for Ops {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.stats.count(Request::FAllocate);
         let how = WriteFlags { kill_suidgid: req.uid() != 0 };
         let ino = convert::ino(ino);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
@@ -627,13 +675,14 @@ impl Filesystem for Ops {
 
     fn lseek(
         &self,
-        _req: &Request,
+        _req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        self.stats.count(Request::LSeek);
         let what = if whence == libc::SEEK_HOLE { Seek::Hole } else { Seek::Data };
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         match self.overlay.seek(convert::ino(ino), offset, what) {
@@ -644,7 +693,7 @@ impl Filesystem for Ops {
 
     fn copy_file_range(
         &self,
-        req: &Request,
+        req: &fuser::Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -655,6 +704,7 @@ impl Filesystem for Ops {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.stats.count(Request::CopyFileRange);
         let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);

@@ -397,3 +397,21 @@ fn the_daemon_keeps_no_file_of_its_caller() {
     assert!(open.contains("/dev/fuse") && open.contains("/dev/null"), "{open}");
     assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
 }
+
+#[test]
+fn requests_are_counted() {
+    need_mount!();
+    let m = Mount::new(&["d/f=1"]);
+    for _ in 0..3 {
+        assert!(m.at("none").symlink_metadata().is_err());
+        assert_eq!(std::fs::read(m.at("d/f")).unwrap(), b"1");
+    }
+    let told = run(plyfs().args(["stats", "--format", "json"]).arg(m.merged()));
+    let counts: serde_json::Value = serde_json::from_str(&told).unwrap();
+    // What is known is not asked again: missing names, data.
+    assert_eq!((&counts["LOOKUP"], &counts["READ"]), (&3.into(), &1.into()), "{told}");
+    let table = run(plyfs().arg("stats").arg(m.merged()));
+    assert!(table.starts_with("REQUEST") && table.contains("LOOKUP            3"), "{table}");
+    let error = crate::common::mounted::fails(plyfs().arg("stats").arg(m.upper()));
+    assert!(error.contains("no plyfs tree"), "{error}");
+}
