@@ -1,8 +1,7 @@
 //! Copy-up: giving a lower file its place in upper, at the first change.
 //!
 //! Where upper may hold pointers and only attributes change, a large file's data stays where
-//! it is (a metacopy); the first change of the data completes the copy. A metacopy has one
-//! name: a file of several is copied whole.
+//! it is (see `metacopy.rs`); the first change of the data completes the copy.
 //!
 //! The copy is built in workdir and published by one rename, so a crash leaves the lower
 //! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, rename
@@ -24,7 +23,6 @@ use super::listing::{LayerIndex, Listing};
 use super::real::Access;
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
-use crate::layers::redirect::{self, Below, Metacopy};
 use crate::layers::upper::Temp;
 use crate::sys::{self, Errno, FileType, Stat, TimeChange};
 
@@ -87,28 +85,6 @@ impl Overlay {
             return false;
         }
         self.volatile.is_none() || self.stat_object(&inode).is_ok_and(|stat| stat.size >= LONG_COPY)
-    }
-
-    /// As [`copy_up_attributes`](Self::copy_up_attributes), before the mode becomes `mode`:
-    /// with some, no pointer may stay.
-    pub(super) fn copy_up_for_mode(&self, inode: &Arc<Inode>, mode: u32) -> Result<()> {
-        if self.may_point(mode) {
-            return self.copy_up_attributes(inode);
-        }
-        self.copy_up(inode)?;
-        if inode.is_dir() && self.upper()?.is_rich() {
-            let dir = self.upper_dir(inode)?;
-            if self.namespace.has_redirect(dir.as_fd()).context("read redirect", b"")? {
-                self.settle_deeply(inode)?;
-                self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", b"")?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether an object of this mode may have a pointer: it must be found again.
-    pub(super) fn may_point(&self, mode: u32) -> bool {
-        !self.namespace.needs_read_mode() || mode & 0o400 != 0
     }
 
     fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
@@ -222,36 +198,6 @@ impl Overlay {
         Ok((fd, None))
     }
 
-    /// Makes `fd` a metacopy, if that is allowed and worth it; else the data must be copied.
-    fn point_to_data(
-        &self,
-        inode: &Inode,
-        lower: &Stat,
-        fd: BorrowedFd<'_>,
-    ) -> Option<Arc<LowerData>> {
-        let is_worth_it = lower.nlink == 1 && lower.size >= redirect::METACOPY_MIN;
-        if !self.makes_pointers || !is_worth_it || !self.may_point(lower.mode) {
-            return None;
-        }
-        let data = {
-            let state = inode.state.read();
-            let of_lower = || {
-                let file = state.lower.clone()?;
-                let Stat { blocks, size, mtime, .. } = *lower;
-                Some(Arc::new(LowerData { file, blocks, size, mtime }))
-            };
-            state.data.clone().or_else(of_lower)?
-        };
-        let path = data.file.path().into();
-        let file = Below { depth: data.file.dir.layer, path };
-        let LowerData { blocks, size, mtime, .. } = *data;
-        let pointer = Metacopy { file, blocks, size, mtime };
-        let made = rustix::fs::ftruncate(fd, lower.size)
-            .and_then(|()| self.namespace.write_metacopy(fd, &pointer));
-        made.inspect_err(|errno| log::debug!("no metacopy: {errno}")).ok()?;
-        Some(data)
-    }
-
     fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, mut copy: Copy<'_>) -> Result<()> {
         let index = self.upper()?.index();
         let was = inode.state.read().upper.clone();
@@ -271,7 +217,7 @@ impl Overlay {
             let left = self.stand_for(inode, lower, &copy)?;
             let alone = was.is_some().then(|| inode.attrs.write());
             if was.is_some() {
-                self.mirror_attributes(inode, &copy)?;
+                self.mirror_attributes(inode, &copy.fd)?;
             }
             let published =
                 self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name));
@@ -300,18 +246,6 @@ impl Overlay {
             }
             return Ok(());
         }
-    }
-
-    /// Gives the copy of a metacopy what has changed since its attributes were copied; the
-    /// caller holds the inode's attributes alone.
-    fn mirror_attributes(&self, inode: &Arc<Inode>, copy: &Copy<'_>) -> Result<()> {
-        let (object, now) = (self.object(inode)?, self.stat_object(inode)?);
-        private_xattr::drop_excess(object.as_fd(), copy.fd.as_fd()).context("copy xattrs", b"")?;
-        copy_attributes(object.as_fd(), copy.fd.as_fd(), &now)?;
-        if !self.skips_sync()? {
-            rustix::fs::fsync(&copy.fd).context("sync copy", b"")?;
-        }
-        Ok(())
     }
 
     /// Makes the copy stand for all names of a lower file that has several; how many of them
@@ -395,7 +329,11 @@ pub(super) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<(
 }
 
 /// Gives the copy the owner, mode, xattrs and times of the lower file.
-fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, lower: &Stat) -> Result<()> {
+pub(super) fn copy_attributes(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    lower: &Stat,
+) -> Result<()> {
     let made = sys::fstat(to).context("stat copy", b"")?;
     attr::chown(to, &made, Owner { uid: lower.uid, gid: lower.gid }).context("chown copy", b"")?;
     if lower.kind() != FileType::Symlink {

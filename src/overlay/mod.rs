@@ -6,25 +6,27 @@
 //! ```text
 //!            Ino ──> InodeTable ──> Inode ─┬─ state    where it lies: links, upper, lowers
 //!                                          ├─ dir      a directory's merged names (Listing)
-//!                                          └─ copy_up  one copy-up at a time
+//!                                          ├─ copy_up  one copy-up at a time
+//!                                          └─ attrs    attributes in upper, against being replaced
 //! ```
 //!
 //! # Invariants
 //!
 //! - A lower layer is never written. Lower files are opened read-only, in `real.rs` alone.
 //! - An inode is one file: names of one lower file share it, through copy-up too.
-//! - Upper is a valid changeset at any instant; each change is published by one call.
+//! - A plain upper is a valid changeset at any instant; each change is published by one call.
 //! - The union is the only writer of upper while it is mounted.
 //!
 //! # Lock order
 //!
 //! 1. `Inode::copy_up` of a file, then of its parent, up to the root
 //! 2. `Inode::dir` of one directory; of two in the order of their numbers
-//! 3. `Inode::state`; never two at once
-//! 4. leaves: the inode table's shards, the fd cache, the index
+//! 3. `Inode::attrs` of a file, then of its parent
+//! 4. `Inode::state`; never two at once
+//! 5. leaves: the inode table's shards, the fd cache, the index
 //!
 //! No lock is tree-wide. Only `copy_up` is held while data is copied, so only those who
-//! need that very copy wait. A lock of step 3 or 4 is never held across a system call,
+//! need that very copy wait. A lock of step 4 or 5 is never held across a system call,
 //! but for the index's append to its log.
 
 mod attr;
@@ -39,6 +41,7 @@ mod inode;
 mod listing;
 mod lookup;
 mod merge;
+mod metacopy;
 mod mount_options;
 mod readdir;
 mod real;
