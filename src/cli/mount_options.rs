@@ -141,6 +141,9 @@ impl Options {
             "fsname" => {
                 self.fsname = Some(unescape(needed()?).to_string_lossy().into_owned());
             }
+            "remount" => bail!(
+                "a mount is not changed by its mount program: unmount it and mount it anew, or use mount -i -o remount"
+            ),
             "volatile" => self.volatile = true,
             "noatime" | "atime" | "relatime" | "strictatime" => self.set_atime(&name),
             "rich" => self.form = UpperForm::Rich,

@@ -26,9 +26,9 @@ use parking_lot::Mutex;
 
 use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
-    WriteFlags,
+    SuidGid, WriteFlags,
 };
-use crate::sys::{self, FileType};
+use crate::sys::{self, Caller, FileType};
 
 /// How long the kernel may believe what it was told: until it changes it itself.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -144,6 +144,10 @@ fn owner(req: &fuser::Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
 }
 
+fn caller(req: &fuser::Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
 /// A missing name as the kernel caches it: an entry with inode 0.
 fn no_entry() -> FileAttr {
     FileAttr {
@@ -200,6 +204,7 @@ impl Filesystem for Ops {
 
     fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.stats.count(Request::Lookup);
+        let _telling = self.overlay.telling_attrs();
         match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => reply.entry(&FOREVER, &no_entry(), GENERATION),
             result => reply_entry(reply, "lookup", &result),
@@ -219,6 +224,7 @@ impl Filesystem for Ops {
         reply: ReplyAttr,
     ) {
         self.stats.count(Request::GetAttr);
+        let _telling = self.overlay.telling_attrs();
         reply_attr(reply, "getattr", &self.overlay.getattr(convert::ino(ino)));
     }
 
@@ -248,9 +254,17 @@ impl Filesystem for Ops {
             size,
             atime: atime.map(convert::time_change),
             mtime: mtime.map(convert::time_change),
-            // The wire's FATTR_KILL_SUIDGID is not passed on by fuser: root has CAP_FSETID.
-            kill_suidgid: req.uid() != 0,
+            // The wire's FATTR_KILL_SUIDGID is not passed on by fuser.
+            suidgid: SuidGid::AsCallerMay(caller(req)),
         };
+        let is_nothing =
+            size.is_none() && mode.or(uid).or(gid).is_none() && atime.is_none() && mtime.is_none();
+        if is_nothing {
+            let (ino, caller) = (convert::ino(ino), caller(req));
+            return self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+                reply_attr(reply, "setattr", &overlay.change_nothing(ino, caller));
+            });
+        }
         let ino = convert::ino(ino);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_attr(reply, "setattr", &overlay.setattr(ino, &change));
@@ -426,7 +440,7 @@ impl Filesystem for Ops {
 
     fn write(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -437,8 +451,11 @@ impl Filesystem for Ops {
         reply: ReplyWrite,
     ) {
         self.stats.count(Request::Write);
-        let kill_suidgid = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let (ino, how) = (convert::ino(ino), WriteFlags { kill_suidgid });
+        let suidgid = match write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            true => SuidGid::Drop(caller(req)),
+            false => SuidGid::Keep,
+        };
+        let (ino, how) = (convert::ino(ino), WriteFlags { suidgid });
         if self.offloads(self.overlay.copy_up_takes_long(ino)) {
             let data = data.to_vec();
             return self.run(true, move |overlay| {
@@ -512,6 +529,7 @@ impl Filesystem for Ops {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.stats.count(Request::ReadDirPlus);
+        let _telling = self.overlay.telling_attrs();
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let name = OsStr::from_bytes(&entry.name);
             match &entry.attr {
@@ -566,7 +584,7 @@ impl Filesystem for Ops {
 
     fn setxattr(
         &self,
-        _req: &fuser::Request,
+        req: &fuser::Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -577,8 +595,14 @@ impl Filesystem for Ops {
         self.stats.count(Request::SetXattr);
         let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        let caller = caller(req);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
-            reply_empty(reply, "setxattr", &overlay.set_xattr(ino, &name, &value, flags));
+            let mut result = overlay.set_xattr(ino, &name, &value, flags);
+            if name == b"system.posix_acl_access" {
+                // The wire's FUSE_SETXATTR_ACL_KILL_SGID is not passed on by fuser.
+                result = result.and_then(|()| overlay.drop_setgid_of_stranger(ino, caller));
+            }
+            reply_empty(reply, "setxattr", &result);
         });
     }
 
@@ -666,7 +690,7 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         self.stats.count(Request::FAllocate);
-        let how = WriteFlags { kill_suidgid: req.uid() != 0 };
+        let how = WriteFlags { suidgid: SuidGid::AsCallerMay(caller(req)) };
         let ino = convert::ino(ino);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_empty(reply, "fallocate", &overlay.fallocate(ino, mode, offset, length, how));
@@ -708,7 +732,7 @@ impl Filesystem for Ops {
         let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let how = WriteFlags { kill_suidgid: req.uid() != 0 };
+        let how = WriteFlags { suidgid: SuidGid::AsCallerMay(caller(req)) };
         let takes_long = len >= LONG_RANGE || self.overlay.copy_up_takes_long(to);
         self.run(takes_long, move |overlay| {
             let result = overlay.copy_range(from, offset_in, to, offset_out, len, how);

@@ -12,12 +12,14 @@
 //! With `upper inode` non-zero, the record says that this upper inode shows the number
 //! `origin`, or, if `origin` is 0, that it is a real 0:0 device, or, if it is all ones, that it
 //! is gone; the birth time guards against an inode number that upper gave away again.
-//! `left` counts the names of the origin that still lie in its layer and show this file; it
+//! `left` counts the names of the origin that still lie in its layer and show this file, and the
+//! time beside it, where `upper inode` is zero, is that at which the last one was removed; it
 //! is meaningful for origins of several names, whose visible link count is
 //! `st_nlink - 1 (the index) + left`.
 //!
-//! The log is not synced but for devices: after a crash of the machine (not of the daemon) an inode number
-//! may fall back to upper's own. The links in `index/` are as durable as upper itself.
+//! The log is synced for devices and for origins of several names: else, after a crash of the
+//! machine (not of the daemon), an inode number may fall back to upper's own. The links in
+//! `index/` are as durable as upper itself.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -61,11 +63,20 @@ struct Known {
     /// Upper inode -> its birth and the number it shows.
     origins: HashMap<u64, (Timestamp, Ino)>,
     /// Origin of several names -> how many of them still show the file from their layer.
-    left: HashMap<Ino, u32>,
+    left: HashMap<Ino, Left>,
     /// Upper inodes that are real 0:0 devices -> their birth.
     devices: HashMap<u64, Timestamp>,
     /// Origins with a link in `index/`.
     linked: HashSet<Ino>,
+}
+
+/// The names of an origin that still lie in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// How many show the file.
+    pub names: u32,
+    /// When the last one was removed, which is a change of the file; or 0.
+    pub removed: Timestamp,
 }
 
 struct Record {
@@ -144,34 +155,65 @@ impl Index {
         let birth = upper.btime.ok_or(Errno::PERM)?;
         self.known.lock().devices.insert(upper.ino, birth);
         self.append(&Record { upper: upper.ino, origin: DEVICE, birth, left: LEFT_UNSAID })?;
-        rustix::fs::fdatasync(&self.log.lock().file)
+        self.sync()
     }
 
     /// Forgets an upper inode that showed `origin` and is gone, if that is what is known of its
     /// number: another file may have it by now.
     pub fn forget_origin(&self, upper_ino: u64, origin: Ino) -> sys::Result<()> {
+        // Locked from here on, so that what is recorded of the number's next file comes after.
+        let mut log = self.log.lock();
         {
             let mut known = self.known.lock();
-            let known_origin = known.origins.get(&upper_ino).map(|(_, origin)| *origin);
+            let is_known = |(_, known): &(Timestamp, Ino)| *known == origin;
+            let was_known = known.origins.get(&upper_ino).is_some_and(is_known);
             let was_device = known.devices.remove(&upper_ino).is_some();
-            if known_origin != Some(origin) && !was_device {
+            if was_known {
+                known.origins.remove(&upper_ino);
+            } else if !was_device {
                 return Ok(());
             }
-            known.origins.remove(&upper_ino);
         }
         let birth = Timestamp::default();
-        self.append(&Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID })
+        let gone = Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID };
+        self.append_to(&mut log, &gone)
     }
 
-    /// How many of the origin's names still lie in its layer, if that was ever changed.
-    pub fn left(&self, origin: Ino) -> Option<u32> {
+    /// The origin's names that still lie in its layer, if that was ever changed.
+    pub fn left(&self, origin: Ino) -> Option<Left> {
         self.known.lock().left.get(&origin).copied()
     }
 
-    /// Records how many of the origin's names still lie in its layer.
-    pub fn set_left(&self, origin: Ino, left: u32) -> sys::Result<()> {
-        self.known.lock().left.insert(origin, left);
-        self.append(&Record { upper: 0, origin, birth: Timestamp::default(), left })
+    /// Records that all the `names` of the origin lie in its layer, if nothing else is known.
+    pub fn start_count(&self, origin: Ino, names: u32) -> sys::Result<()> {
+        let new = Left { names, removed: Timestamp::default() };
+        let left = *self.known.lock().left.entry(origin).or_insert(new);
+        self.append(&Record::of_left(origin, left))
+    }
+
+    /// Records that one name less of the origin, which had `names` at first, lies in its layer:
+    /// `removed` at this time, or upper's now.
+    pub fn count_down(
+        &self,
+        origin: Ino,
+        names: u32,
+        removed: Option<Timestamp>,
+    ) -> sys::Result<()> {
+        let mut log = self.log.lock();
+        let left = {
+            let mut known = self.known.lock();
+            let new = Left { names, removed: Timestamp::default() };
+            let left = known.left.entry(origin).or_insert(new);
+            left.names = left.names.saturating_sub(1);
+            left.removed = removed.unwrap_or(left.removed);
+            *left
+        };
+        self.append_to(&mut log, &Record::of_left(origin, left))
+    }
+
+    /// Makes all that was recorded durable.
+    pub fn sync(&self) -> sys::Result<()> {
+        rustix::fs::fdatasync(&self.log.lock().file)
     }
 
     /// Whether an upper file stands for this lower file of several names.
@@ -208,7 +250,10 @@ impl Index {
     }
 
     fn append(&self, record: &Record) -> sys::Result<()> {
-        let mut log = self.log.lock();
+        self.append_to(&mut self.log.lock(), record)
+    }
+
+    fn append_to(&self, log: &mut Log, record: &Record) -> sys::Result<()> {
         if log.records >= LONG_LOG {
             let known = self.known.lock();
             if log.records > SLACK * known.needed() {
@@ -266,7 +311,7 @@ fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<File> {
         bytes.extend_from_slice(&record.encode());
     }
     for (origin, left) in &known.left {
-        let record = Record { upper: 0, origin: *origin, birth: Timestamp::default(), left: *left };
+        let record = Record::of_left(*origin, *left);
         bytes.extend_from_slice(&record.encode());
     }
     let flags = O_LOG | OFlags::CREATE | OFlags::TRUNC;
@@ -298,12 +343,16 @@ impl Known {
         } else if record.upper != 0 {
             self.origins.insert(record.upper, (record.birth, record.origin));
         } else if record.left != LEFT_UNSAID {
-            self.left.insert(record.origin, record.left);
+            self.left.insert(record.origin, Left { names: record.left, removed: record.birth });
         }
     }
 }
 
 impl Record {
+    fn of_left(origin: Ino, left: Left) -> Self {
+        Self { upper: 0, origin, birth: left.removed, left: left.names }
+    }
+
     fn encode(&self) -> [u8; RECORD] {
         let mut bytes = [0; RECORD];
         bytes[..8].copy_from_slice(&self.upper.to_le_bytes());
@@ -338,14 +387,14 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let fd = sys::open_dir(work.path()).unwrap();
         let index = Index::open(fd.as_fd()).unwrap();
-        for n in 0..3 * LONG_LOG {
-            index.set_left(Ino(5), n as u32).unwrap();
+        for _ in 0..3 * LONG_LOG {
+            index.count_down(Ino(5), 4 * LONG_LOG as u32, None).unwrap();
         }
         let size = std::fs::metadata(work.path().join(LOG_NAME)).unwrap().len();
         assert!(size <= ((LONG_LOG + 1) * RECORD) as u64, "{size}");
         drop(index);
-        let last = (3 * LONG_LOG - 1) as u32;
-        assert_eq!(Index::open(fd.as_fd()).unwrap().left(Ino(5)), Some(last));
+        let last = LONG_LOG as u32;
+        assert_eq!(Index::open(fd.as_fd()).unwrap().left(Ino(5)).unwrap().names, last);
     }
 
     #[test]
@@ -358,16 +407,19 @@ mod tests {
         let index = Index::open(fd.as_fd()).unwrap();
         assert_eq!(index.origin(&stat), None);
         index.record_origin(&stat, Ino(77)).unwrap();
-        for left in [5, 4, 3] {
-            index.set_left(Ino(77), left).unwrap();
-        }
+        let time = Timestamp { secs: 7, nanos: 8 };
+        index.start_count(Ino(77), 5).unwrap();
+        assert_eq!(
+            (index.count_down(Ino(77), 9, None), index.count_down(Ino(77), 9, Some(time))),
+            (Ok(()), Ok(()))
+        );
         let opened = File::open(&file).unwrap();
         index.link(opened.as_fd(), Ino(77)).unwrap();
         assert_eq!(index.record_device(&stat).is_ok(), stat.btime.is_some());
         index.log.lock().file.write_all(b"torn").unwrap();
         drop(index);
         let torn = Index::open(fd.as_fd()).unwrap();
-        torn.set_left(Ino(78), 9).unwrap();
+        torn.count_down(Ino(78), 10, None).unwrap();
         drop(torn);
 
         let again = Index::open(fd.as_fd()).unwrap();
@@ -378,7 +430,8 @@ mod tests {
         let reborn = Stat { btime: Some(Timestamp { secs: 1, nanos: 1 }), ..stat };
         assert_eq!(again.origin(&reborn), None);
         assert!(!again.is_device(&reborn));
-        assert_eq!((again.left(Ino(77)), again.left(Ino(78))), (Some(3), Some(9)));
+        assert_eq!(again.left(Ino(77)), Some(Left { names: 3, removed: time }));
+        assert_eq!(again.left(Ino(78)).unwrap().names, 9);
         assert!(again.is_linked(Ino(77)));
         again.unlink(Ino(77)).unwrap();
         assert!(!Index::open(fd.as_fd()).unwrap().is_linked(Ino(77)));

@@ -112,6 +112,14 @@ impl Upper {
         Parked { dir: Arc::clone(&self.tmp), name: std::mem::take(&mut temp.name) }
     }
 
+    /// Removes `name` of `dir`; a directory with what is in it.
+    pub fn discard(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => self.discard_dir(dir, name),
+            result => result,
+        }
+    }
+
     /// Moves `name` of `dir`, a directory in upper, out of sight and removes it with its marks.
     pub fn discard_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
         let trash = self.temp();
@@ -130,16 +138,19 @@ impl Upper {
         let mut temp = self.temp();
         let fd = temp.create_file(0o600)?;
         rustix::io::write(&fd, &mark.content)?;
+        // The mark hides nothing without its content, should the machine crash.
+        rustix::fs::fsync(&fd)?;
         temp.publish(dir, &mark.file_name)
     }
 
     /// Removes the whiteout of `name` in `dir`, if there is one, in each form that hides a name.
     pub fn drop_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
-        let mark = marks::whiteout_of(name);
-        match rustix::fs::unlinkat(dir, &mark.file_name[..], AtFlags::empty()) {
-            Err(Errno::ISDIR) => remove_tree(dir, &mark.file_name),
-            result => result.ignoring(Errno::NOENT).map(drop),
-        }
+        Self::drop_mark(dir, &marks::whiteout_of(name).file_name)
+    }
+
+    /// Removes a mark, if it is there; it may be of any type.
+    pub fn drop_mark(dir: BorrowedFd<'_>, mark: &[u8]) -> sys::Result<()> {
+        remove_tree(dir, mark)
     }
 
     /// Makes the directory opaque: nothing of the layers below shows in it.

@@ -1,6 +1,7 @@
 //! Attributes: getattr, setattr, statfs.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
@@ -10,7 +11,7 @@ use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
 use crate::layers::number::Ino;
-use crate::sys::{self, FileType, Stat, TimeChange};
+use crate::sys::{self, Caller, FileType, Stat, TimeChange};
 
 /// An inode's attributes as the union shows them.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +48,20 @@ pub struct SetAttr {
     pub atime: Option<TimeChange>,
     /// Time of last change of the content.
     pub mtime: Option<TimeChange>,
-    /// Whether a change of size drops setuid and setgid (the caller lacks CAP_FSETID).
-    pub kill_suidgid: bool,
+    /// What a change of size does to setuid and setgid.
+    pub suidgid: SuidGid,
+}
+
+/// What becomes of setuid and setgid when the content changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SuidGid {
+    /// They stay: the caller has CAP_FSETID.
+    #[default]
+    Keep,
+    /// They go: the caller lacks it.
+    Drop(Caller),
+    /// That is to be found out.
+    AsCallerMay(Caller),
 }
 
 /// Space and limits of the filesystem below.
@@ -84,7 +97,9 @@ impl Overlay {
             Some(stat) => stat,
             None => self.stat_object(inode)?,
         };
-        stat.nlink = self.nlink(inode, &stat);
+        let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
+        stat.nlink = self.nlink(inode, &stat, left.map(|left| left.names));
+        stat.ctime = stat.ctime.max(left.map(|left| left.removed).unwrap_or_default());
         if let Some(data) = &inode.state.read().data {
             stat.blocks = data.blocks;
         }
@@ -95,7 +110,7 @@ impl Overlay {
     ///
     /// A directory that several layers make has 1, as on the kernel's overlayfs: their
     /// subdirectories cannot be counted cheaply, and 1 tells find(1) not to rely on it.
-    fn nlink(&self, inode: &Inode, stat: &Stat) -> u32 {
+    fn nlink(&self, inode: &Inode, stat: &Stat, left: Option<u32>) -> u32 {
         let (in_upper, linked, parts) = {
             let state = inode.state.read();
             let lowers = state.lower_dirs.as_ref().map_or(0, |dirs| dirs.len());
@@ -109,7 +124,6 @@ impl Overlay {
                 false => 0,
             };
         }
-        let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
         match (in_upper, left) {
             (true, Some(left)) if self.is_indexed(inode) => stat.nlink.saturating_sub(1) + left,
             (true, _) => stat.nlink,
@@ -142,9 +156,7 @@ impl Overlay {
         if let Some(size) = change.size {
             let fd = self.data(inode, Access::Write)?;
             rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
-            if change.kill_suidgid {
-                drop_suidgid(fd.as_fd()).context("drop setuid", b"")?;
-            }
+            drop_suidgid(fd.as_fd(), change.suidgid).context("drop setuid", b"")?;
         }
         let _stable = inode.attrs.read();
         let is_touched = change.mode.or(change.uid).or(change.gid).is_some()
@@ -155,10 +167,56 @@ impl Overlay {
         self.attr_of(inode, None)
     }
 
+    /// A change of attributes that names none: chown(2) to nobody else, which sets the time of
+    /// change and drops setuid and setgid; or the kernel, which before a write asks for
+    /// setuid, setgid and capabilities to go. The two look alike. So only the owner's and
+    /// root's request does something, and root's nothing where capabilities may be meant: the
+    /// write that follows says itself what it drops, and nobody else may take a bit away.
+    pub fn change_nothing(&self, ino: Ino, caller: Caller) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        let owner = self.stat_object(&inode)?.uid;
+        let is_chown = match caller.uid {
+            0 => {
+                let object = self.object(&inode)?;
+                sys::get_xattr(object.as_fd(), b"security.capability").is_err()
+            }
+            uid => uid == owner,
+        };
+        if !is_chown {
+            return self.getattr(ino);
+        }
+        self.copy_up_attributes(&inode)?;
+        let _stable = inode.attrs.read();
+        let object = self.object(&inode)?;
+        rustix::fs::chownat(&object, c"", None, None, AtFlags::EMPTY_PATH).context("chown", b"")?;
+        self.attr_of(&inode, None)
+    }
+
+    /// Drops setgid from a file whose ACL was set by somebody who is not in its group.
+    pub fn drop_setgid_of_stranger(&self, ino: Ino, caller: Caller) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let _stable = inode.attrs.read();
+        let stat = self.stat_object(&inode)?;
+        if stat.mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) && !caller.has_fsetid() {
+            let object = self.object(&inode)?;
+            sys::chmod(object.as_fd(), stat.permissions() & !0o2000).context("chmod", b"")?;
+            self.attr_watcher.tell(ino);
+        }
+        Ok(())
+    }
+
     /// Sets who is told of changes of attributes that no reply tells of: a kernel that caches
     /// them must ask again. Only the first is kept.
     pub fn watch_attrs(&self, watcher: impl Fn(Ino) + Send + Sync + 'static) {
-        let _ = self.attr_watcher.0.set(Box::new(watcher));
+        let _ = self.attr_watcher.watcher.set(Box::new(watcher));
+    }
+
+    /// To be held by who looks attributes up for a kernel that caches them, until they are sent:
+    /// the watcher is told of changes meanwhile.
+    pub fn telling_attrs(&self) -> AttrReply<'_> {
+        let replies = &self.attr_watcher.replies;
+        replies.fetch_add(1, Ordering::SeqCst);
+        AttrReply(replies)
     }
 
     /// Space of upper, or of the topmost lower where there is no upper.
@@ -181,21 +239,44 @@ impl Overlay {
     }
 }
 
-/// See [`Overlay::watch_attrs`].
+/// See [`Overlay::watch_attrs`] and [`Overlay::telling_attrs`].
 #[derive(Default)]
-pub(super) struct AttrWatcher(OnceLock<Box<dyn Fn(Ino) + Send + Sync>>);
+pub(super) struct AttrWatcher {
+    watcher: OnceLock<Box<dyn Fn(Ino) + Send + Sync>>,
+    /// Replies with attributes that are under way.
+    replies: AtomicUsize,
+}
 
 impl AttrWatcher {
+    /// Attributes changed, and nobody else says so.
     pub(super) fn tell(&self, ino: Ino) {
-        if let Some(watcher) = self.0.get() {
+        if let Some(watcher) = self.watcher.get() {
             watcher(ino);
+        }
+    }
+
+    /// Attributes changed, which the kernel knows; but a reply that is under way may have the
+    /// old ones and come after that.
+    pub(super) fn tell_replies(&self, ino: Ino) {
+        if self.replies.load(Ordering::SeqCst) > 0 {
+            self.tell(ino);
         }
     }
 }
 
 impl std::fmt::Debug for AttrWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AttrWatcher({})", self.0.get().is_some())
+        write!(f, "AttrWatcher({:?} replies)", self.replies)
+    }
+}
+
+/// A reply with attributes, from before they are looked at until it is sent.
+#[derive(Debug)]
+pub struct AttrReply<'a>(&'a AtomicUsize);
+
+impl Drop for AttrReply<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -215,12 +296,21 @@ fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
 }
 
 /// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
-/// the group may execute (without that it means mandatory locking; see chmod(2)).
+/// the group may execute, or the caller is not in the group (inode(7)).
 /// Whether there was anything to drop.
-pub(super) fn drop_suidgid(fd: BorrowedFd<'_>) -> sys::Result<bool> {
-    let mode = sys::fstat(fd)?.permissions();
+pub(super) fn drop_suidgid(fd: BorrowedFd<'_>, suidgid: SuidGid) -> sys::Result<bool> {
+    let caller = match suidgid {
+        SuidGid::Keep => return Ok(false),
+        SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
+    };
+    let stat = sys::fstat(fd)?;
+    let mode = stat.permissions();
+    let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
+    if mode & 0o6000 == 0 || may_keep() {
+        return Ok(false);
+    }
     let mut kept = mode & !0o4000;
-    if mode & 0o2010 == 0o2010 {
+    if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) {
         kept &= !0o2000;
     }
     if kept != mode {

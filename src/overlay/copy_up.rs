@@ -10,6 +10,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::Mode;
 
@@ -120,9 +121,7 @@ impl Overlay {
         self.with_write_permission(parent, &dir, link).context("link copy", name)?;
         best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
         note_in_upper(names.as_deref_mut(), self, name);
-        let index = self.upper()?.index();
-        let left = index.left(inode.ino).unwrap_or(1).saturating_sub(1);
-        best_effort("record links", index.set_left(inode.ino, left));
+        best_effort("record links", self.upper()?.index().count_down(inode.ino, 1, None));
         Ok(())
     }
 
@@ -214,7 +213,7 @@ impl Overlay {
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
             // Counted down only when it is so: too many names lose nothing, too few would.
-            let left = self.stand_for(inode, lower, &copy)?;
+            let stands = self.stand_for(inode, lower, &copy)?;
             let alone = was.is_some().then(|| inode.attrs.write());
             if was.is_some() {
                 self.mirror_attributes(inode, &copy.fd)?;
@@ -222,7 +221,7 @@ impl Overlay {
             let published =
                 self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name));
             if let Err(errno) = published {
-                if left.is_some() {
+                if stands {
                     best_effort("drop index link", index.unlink(inode.ino));
                 }
                 return Err(errno).context("publish copy", &name);
@@ -233,6 +232,7 @@ impl Overlay {
                 state.upper = Some(UpperFile::named(copy.stat.ino));
                 state.data = copy.data;
             }
+            inode.is_synced.store(false, Ordering::Relaxed);
             drop(alone);
             match was {
                 Some(metacopy) => {
@@ -241,37 +241,43 @@ impl Overlay {
                 }
                 None => note_in_upper(names.as_deref_mut(), self, &name),
             }
-            if let Some(left) = left {
-                best_effort("record links", index.set_left(inode.ino, left.saturating_sub(1)));
+            if stands {
+                best_effort("record links", index.count_down(inode.ino, lower.nlink, None));
             }
             return Ok(());
         }
     }
 
-    /// Makes the copy stand for all names of a lower file that has several; how many of them
-    /// still lie in the layer.
-    fn stand_for(&self, inode: &Inode, lower: &Stat, copy: &Copy<'_>) -> Result<Option<u32>> {
+    /// Makes the copy stand for all names of a lower file, if it has several.
+    fn stand_for(&self, inode: &Inode, lower: &Stat, copy: &Copy<'_>) -> Result<bool> {
         if lower.nlink <= 1 || inode.is_dir() {
-            return Ok(None);
+            return Ok(false);
         }
         let index = self.upper()?.index();
-        let left = index.left(inode.ino).unwrap_or(lower.nlink);
-        index.set_left(inode.ino, left).context("record links", b"")?;
+        index.start_count(inode.ino, lower.nlink).context("record links", b"")?;
+        // Else, after a crash of the machine, its names would be two files with one content.
+        if !self.skips_sync()? {
+            index.sync().context("sync the index", b"")?;
+        }
         index.link(copy.fd.as_fd(), inode.ino).context("link into index", b"")?;
-        Ok(Some(left))
+        Ok(true)
     }
 
     /// The file has lost all names that are known, or never had one: its copy lives on
     /// without one, and for names of it that are not known.
-    fn keep_nameless(&self, inode: &Inode, lower: &Stat, copy: Copy<'_>) -> Result<()> {
+    fn keep_nameless(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
         if inode.is_dir() || inode.ino == Ino::ROOT {
             return Err(Error::NotFound);
         }
         let index = self.upper()?.index();
         let in_layer = if lower.nlink > 1 { lower.nlink } else { 0 };
-        if index.left(inode.ino).unwrap_or(in_layer) > 0 {
+        if index.left(inode.ino).map_or(in_layer, |left| left.names) > 0 {
             index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
             self.stand_for(inode, lower, &copy)?;
+        }
+        let _alone = inode.attrs.write();
+        if inode.in_upper() {
+            self.mirror_attributes(inode, &copy.fd)?;
         }
         let held = if self.held.has_room() {
             self.held.hold(Arc::new(copy.fd)) // and the guard removes the temporary's name

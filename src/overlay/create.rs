@@ -111,15 +111,12 @@ impl Overlay {
             Ok(stat) => stat,
             Err(errno) => {
                 // What fails must not be there later.
-                let flags = match node.kind {
-                    NodeKind::Directory => AtFlags::REMOVEDIR,
-                    _ => AtFlags::empty(),
-                };
-                best_effort("take a new node back", rustix::fs::unlinkat(site.dir, name, flags));
+                best_effort("take a new node back", self.upper()?.discard(site.dir, name));
                 return Err(errno).context("stat", name);
             }
         };
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
+        self.attr_watcher.tell_replies(parent.ino);
         let inode = self.intern_new(&parent, name, &stat);
         if site.whiteout {
             // One that stays hides nothing of its own layer.
@@ -147,10 +144,12 @@ impl Overlay {
         let object = self.object(&inode)?;
         sys::link_fd(object.as_fd(), dir.as_fd(), name).context("link", name)?;
         names.insert(&self.hashing, Entry::upper(name, inode.kind, whiteout));
-        inode.add_link(&parent, name);
+        inode.add_new_link(&parent, name);
         if whiteout {
             best_effort("drop whiteout", self.upper()?.drop_whiteout(dir.as_fd(), name));
         }
+        self.attr_watcher.tell_replies(parent.ino);
+        self.attr_watcher.tell_replies(inode.ino);
         self.inodes.count_lookup(&inode);
         self.counted_attr(inode, None)
     }

@@ -3,10 +3,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::attr::drop_suidgid;
+use super::attr::{SuidGid, drop_suidgid};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::real::{Access, OpenData};
@@ -17,8 +18,8 @@ use crate::sys::{self, Errno};
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteFlags {
-    /// Drop setuid and setgid (the writer lacks CAP_FSETID).
-    pub kill_suidgid: bool,
+    /// What it does to setuid and setgid.
+    pub suidgid: SuidGid,
 }
 
 /// What lseek(2) looks for.
@@ -115,8 +116,15 @@ impl Overlay {
         } else {
             self.data(&inode, Access::Read)?
         };
-        let result = if data_only { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) };
-        result.context("sync", b"")
+        // Some filesystems let fdatasync(2) leave out the rename that gave the file its name: the
+        // first sync is always whole.
+        if data_only && inode.is_synced.load(Ordering::Relaxed) {
+            return rustix::fs::fdatasync(&fd).context("sync", b"");
+        }
+        inode.is_synced.store(true, Ordering::Relaxed);
+        rustix::fs::fsync(&fd).context("sync", b"").inspect_err(|_| {
+            inode.is_synced.store(false, Ordering::Relaxed);
+        })
     }
 
     /// fallocate(2), in all modes of the filesystem below.
@@ -136,7 +144,9 @@ impl Overlay {
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
         self.drop_privileges(ino, &fd, how)?;
-        rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")
+        rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")?;
+        self.attr_watcher.tell_replies(ino);
+        Ok(())
     }
 
     /// The offset of the next data or hole at or after `offset`.
@@ -172,7 +182,7 @@ impl Overlay {
 
     /// Before the data changes: what is written must never run with the old bits.
     fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
-        if how.kill_suidgid && drop_suidgid(fd.as_fd()).context("drop setuid", b"")? {
+        if drop_suidgid(fd.as_fd(), how.suidgid).context("drop setuid", b"")? {
             self.attr_watcher.tell(ino);
         }
         Ok(())

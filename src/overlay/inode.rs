@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -139,6 +139,8 @@ pub(super) struct Inode {
     /// Held shared while attributes in upper are read or changed, alone while another file takes
     /// the place of the one that has them.
     pub(super) attrs: RwLock<()>,
+    /// Whether it was synced, with all there is to it, since it has its present file in upper.
+    pub(super) is_synced: AtomicBool,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -152,6 +154,7 @@ impl Inode {
             copy_up: Mutex::new(()),
             state: RwLock::new(state),
             attrs: RwLock::new(()),
+            is_synced: AtomicBool::new(false),
             dir: RwLock::new(None),
         }
     }
@@ -196,6 +199,12 @@ impl Inode {
         if !state.links.iter().any(|link| link.is(parent, name)) {
             state.links.push(Link { parent: Arc::clone(parent), name: name.into() });
         }
+    }
+
+    /// As [`add_link`](Self::add_link), for a name that was not there.
+    pub(super) fn add_new_link(&self, parent: &Arc<Self>, name: &[u8]) {
+        let link = Link { parent: Arc::clone(parent), name: name.into() };
+        self.state.write().links.push(link);
     }
 
     /// Notes that `name` in `parent` is not its name any more.

@@ -157,8 +157,9 @@ impl Overlay {
 
     /// Tries each known name of a file, then the index; `None` if none leads to it now.
     fn find_in_upper(&self, inode: &Inode, upper: &UpperFile) -> Result<Option<OwnedFd>> {
-        let links = inode.state.read().links.clone();
-        for Link { parent, name } in links {
+        // One at a time: a file may have 65,000.
+        let link = |n: usize| inode.state.read().links.get(n).cloned();
+        for Link { parent, name } in (0..).map_while(link) {
             if !parent.in_upper() {
                 continue; // a hard link that is still the lower layer's
             }
@@ -255,13 +256,15 @@ impl Overlay {
             return Ok(fd);
         }
         let dir = self.lower_dir(&file.dir)?;
+        if let Some(known) = known_by {
+            // Looked at before it is opened: to open a device does something.
+            let stat = sys::statx_at(dir.as_fd(), &file.name).context("stat", &file.name)?;
+            if stat.kind() != FileType::RegularFile || known != (stat.size, stat.mtime) {
+                return Err(Errno::IO).context("find what a metacopy points to", &file.name);
+            }
+        }
         let fd =
             sys::open_unmarked(dir.as_fd(), &file.name, sys::O_READ).context("open", &file.name)?;
-        let stat = sys::fstat(&fd).context("stat", &file.name)?;
-        let is_other = known_by.is_some_and(|known| known != (stat.size, stat.mtime));
-        if stat.kind() != FileType::RegularFile || is_other {
-            return Err(Errno::IO).context("find the data that a metacopy points to", &file.name);
-        }
         Ok(self.fds.put(key, fd))
     }
 

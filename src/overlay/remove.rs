@@ -17,7 +17,7 @@ use super::listing::{Entry, Listing};
 use super::{Overlay, held_name};
 use crate::layers::number::Ino;
 use crate::layers::upper::Upper;
-use crate::sys::{Errno, Stat};
+use crate::sys::{Errno, Stat, Timestamp};
 
 /// A directory's names, locked for a change.
 pub(super) type Names<'a> = RwLockWriteGuard<'a, Option<Box<Listing>>>;
@@ -150,15 +150,15 @@ impl Overlay {
         };
         let indexed = self.is_indexed(target);
         let in_upper = entry.in_upper();
-        let mut left = index.left(target.ino);
-        if !in_upper && (indexed || left.is_some() || before.nlink > 1) {
-            let now = left.unwrap_or(before.nlink).saturating_sub(1);
-            best_effort("record links", index.set_left(target.ino, now));
-            left = Some(now);
+        if !in_upper && (indexed || index.left(target.ino).is_some() || before.nlink > 1) {
+            let now = Some(Timestamp::now());
+            best_effort("record links", index.count_down(target.ino, before.nlink, now));
         }
+        let left = index.left(target.ino).map_or(0, |left| left.names);
         // Its names in upper: without the one that went, and without the index's link.
         let names = before.nlink.saturating_sub(u32::from(in_upper) + u32::from(indexed));
-        if names > 0 || left.unwrap_or(0) > 0 {
+        if names > 0 || left > 0 {
+            self.attr_watcher.tell_replies(target.ino);
             return;
         }
         if indexed {
@@ -181,6 +181,7 @@ impl Overlay {
             names.remove(&self.hashing, name);
         }
         target.remove_link(parent, name);
+        self.attr_watcher.tell_replies(parent.ino);
     }
 }
 

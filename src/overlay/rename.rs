@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::RenameFlags;
 use smallvec::SmallVec;
 
 use super::copy_up::restore_times;
@@ -27,7 +27,7 @@ use crate::layers::marks::{self, Meaning};
 use crate::layers::number::Ino;
 use crate::layers::redirect::Below;
 use crate::layers::upper::Upper;
-use crate::sys::{self, FileType};
+use crate::sys::{self, Errno, FileType};
 
 /// What a rename does to an existing new name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,8 @@ impl Overlay {
         let mut moves = || {
             if let (Some(target), Some(true)) = (target_dir, replaced.as_ref().map(Entry::in_upper))
             {
-                drop_whiteout |= self.clear_marks(target, &to_dir, to.name, covers)?;
+                self.clear_marks(target, to, &to_dir, covers, &mut locked)?;
+                drop_whiteout |= covers;
             }
             rustix::fs::renameat(&from_dir, from.name, &to_dir, to.name)
                 .context("rename", from.name)
@@ -162,6 +163,9 @@ impl Overlay {
         if let (Some(target), Some(replaced), Some(before)) = (target, &replaced, &before) {
             target.remove_link(to.parent, to.name);
             self.count_out(target, replaced, before);
+        }
+        for changed in [from.parent, to.parent, source] {
+            self.attr_watcher.tell_replies(changed.ino);
         }
         if drop_whiteout {
             // One that stays hides nothing of its own layer.
@@ -202,6 +206,9 @@ impl Overlay {
         target.add_link(from.parent, from.name);
         source.remove_link(from.parent, from.name);
         target.remove_link(to.parent, to.name);
+        for changed in [from.parent, to.parent, source, target] {
+            self.attr_watcher.tell_replies(changed.ino);
+        }
         Ok(())
     }
 
@@ -246,17 +253,22 @@ impl Overlay {
 
     /// Empties an upper directory that shows nothing, so that a rename can replace it.
     ///
-    /// Its marks hide lower names; so first a whiteout beside it cuts it off from below.
-    /// Returns whether that whiteout was made.
+    /// Its marks hide lower names; so first a whiteout beside it cuts it off from below. That
+    /// stays if what follows fails: it is a directory of upper alone from then on.
     fn clear_marks(
         &self,
         target: &Arc<Inode>,
+        at: &Place<'_>,
         parent: &OwnedFd,
-        name: &[u8],
         covers: bool,
-    ) -> Result<bool> {
+        locked: &mut Locked<'_>,
+    ) -> Result<()> {
+        let name = at.name;
         if covers {
             self.upper()?.make_whiteout(parent.as_fd(), name).context("make whiteout", name)?;
+        }
+        if let Some(names) = names_of(locked, at.parent) {
+            names.insert(&self.hashing, Entry::upper(name, target.kind, false));
         }
         let dir = self.upper_dir(target)?;
         // What is cut off under the directory's name is still there behind a redirect.
@@ -269,10 +281,9 @@ impl Overlay {
             if marks::meaning(&entry.name) == Meaning::Name && !is_device {
                 return Err(Error::NotEmpty);
             }
-            rustix::fs::unlinkat(&dir, &entry.name[..], AtFlags::empty())
-                .context("drop mark", &entry.name)?;
+            Upper::drop_mark(dir.as_fd(), &entry.name).context("drop mark", &entry.name)?;
         }
-        Ok(covers)
+        Ok(())
     }
 
     /// Brings the inode into upper, so that one rename moves all that it is: a directory with
@@ -293,14 +304,27 @@ impl Overlay {
         let mut kept: Vec<Known<'_>> = Vec::new();
         let mut todo = vec![(Arc::clone(inode), false)];
         while let Some((dir, below_done)) = todo.pop() {
-            self.copy_up(&dir)?;
-            if below_done && self.seal(&dir)? || is_pure_upper(&dir) {
-                continue;
+            let settled = self
+                .copy_up(&dir)
+                .and_then(|()| Ok(below_done && self.seal(&dir)? || is_pure_upper(&dir)));
+            match settled {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // One that was removed since needs nothing.
+                Err(_) if dir.ino != inode.ino && dir.any_link().is_none() => continue,
+                Err(error) => return Err(error),
             }
             todo.push((Arc::clone(&dir), true));
             for name in self.lower_names(&dir)? {
                 let child = match self.known(&dir, &name) {
-                    Err(Error::NotFound) => continue, // removed since
+                    Err(Error::NotFound) => {
+                        let is_there = self.listing(&dir)?.get(&self.hashing, &name).is_some();
+                        if is_there && below_done {
+                            // A mountpoint inside a lower layer, which cannot be copied.
+                            return Err(Errno::BUSY).context("copy a mountpoint", &name);
+                        }
+                        continue; // removed since
+                    }
                     result => result?,
                 };
                 if child.is_dir() {

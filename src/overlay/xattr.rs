@@ -9,6 +9,9 @@ use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::sys::{self, Errno};
 
+/// What the names of ACLs begin with.
+const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
 impl Overlay {
     /// The value of an xattr.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
@@ -36,12 +39,18 @@ impl Overlay {
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         let held = private_xattr::escape(name);
-        sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)
+        sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)?;
+        self.attr_watcher.tell_replies(ino); // the time of change, and with an ACL the mode
+        Ok(())
     }
 
     /// Removes an xattr; one that is missing copies nothing up.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        self.get_xattr(ino, name)?;
+        match self.get_xattr(ino, name) {
+            // One that is not there is as good as removed (acl(5)).
+            Err(Error::NoXattr) if name.starts_with(ACL_PREFIX) => return Ok(()),
+            result => result.map(drop)?,
+        }
         let inode = self.inode(ino)?;
         self.copy_up_attributes(&inode)?;
         let _stable = inode.attrs.read();
@@ -49,6 +58,8 @@ impl Overlay {
         match sys::remove_xattr(object.as_fd(), &private_xattr::escape(name)) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("remove xattr", name),
-        }
+        }?;
+        self.attr_watcher.tell_replies(ino);
+        Ok(())
     }
 }

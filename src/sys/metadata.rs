@@ -34,8 +34,10 @@ pub fn with_write_permission<T>(
     let mode = super::fstat(dir)?.permissions();
     chmod(dir, mode | 0o300)?;
     let result = change();
-    chmod(dir, mode)?;
-    result
+    if let Err(errno) = chmod(dir, mode) {
+        log::warn!("the mode of a directory could not be set back to {mode:o}: {errno}");
+    }
+    result // what is done is done
 }
 
 /// Sets the given times of last access and last change, leaving those that are `None`.

@@ -4,6 +4,7 @@
 //! an open directory and one component, or by an `O_PATH` descriptor. Each function
 //! reports a bare [`Errno`]; its caller knows the operation and the path, and adds them.
 
+mod caller;
 mod copy;
 mod daemon;
 mod dir;
@@ -13,6 +14,7 @@ mod object;
 mod stat;
 mod xattr;
 
+pub use caller::Caller;
 pub use copy::{copy_data, is_zero};
 pub use daemon::{
     Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,

@@ -262,3 +262,41 @@ fn capabilities_outlive_chmod_and_go_with_a_write() {
         assert!(!has(m.at(name)) && !has(m.upper().join(name)), "{name}");
     }
 }
+
+#[test]
+fn what_a_stranger_changes_loses_setgid_too() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: changing users needs root");
+    }
+    let m = Mount::new(&["f=1 acl=1"]);
+    fs::set_permissions(m.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let mode = |name: &str| fs::metadata(m.at(name)).unwrap().mode() & 0o7777;
+    let by = |user: &str, groups: &str, line: &str| {
+        run(Command::new("setpriv")
+            .args([user, "--regid=1000", groups, "sh", "-euc", line])
+            .current_dir(m.merged()))
+    };
+    let set = || {
+        chown(m.at("f"), Some(1000), Some(2000)).unwrap();
+        fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o2666)).unwrap();
+    };
+    let changes = ["echo x >> f", "truncate -s 1 f", "fallocate -l 5000 f"];
+    for line in changes {
+        set();
+        by("--reuid=1001", "--groups=2000", line);
+        assert_eq!(mode("f"), 0o2666, "in the group: {line}");
+        by("--reuid=1001", "--clear-groups", line);
+        assert_eq!(mode("f"), 0o666, "not in the group: {line}");
+    }
+    // chown(2) to nobody else.
+    chown(m.at("f"), Some(1000), Some(2000)).unwrap();
+    fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o6755)).unwrap();
+    by("--reuid=1001", "--clear-groups", "python3 -c 'import os; os.chown(\"f\", -1, -1)' || true");
+    assert_eq!(mode("f"), 0o6755, "a stranger takes nothing away");
+    chown(m.at("f"), None, None).unwrap();
+    assert_eq!(mode("f"), 0o755);
+    // Removing an ACL that is not there is no failure.
+    rustix::fs::removexattr(m.at("acl"), "system.posix_acl_access").unwrap();
+    assert_eq!(fs::read_dir(m.upper()).unwrap().count(), 1, "acl was not copied up");
+}

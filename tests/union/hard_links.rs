@@ -106,10 +106,28 @@ fn a_copy_up_cut_short_loses_nothing() {
     // As a crash leaves it: all names counted, in the index, with no name in upper.
     let work = plyfs::sys::open_dir(&u.work()).unwrap();
     let index = plyfs::layers::index::Index::open(work.as_fd()).unwrap();
-    index.set_left(number, 2).unwrap();
+    index.start_count(number, 2).unwrap();
     std::fs::write(u.work().join("index").join(format!("{:016x}", number.0)), "old").unwrap();
     u.remount();
     u.write("b", 0, "new").unwrap();
     u.unlink("a").unwrap();
     u.expect("b=new");
+}
+
+#[test]
+fn losing_a_name_is_a_change_of_the_file() {
+    let mut u = Union::new(&["a=1 b=>a c=>a d=>a new=2"]);
+    let ctime = |u: &Union, name: &str| u.stat(name).unwrap().stat.ctime;
+    let before = ctime(&u, "a");
+    u.unlink("b").unwrap(); // while all are the lower layer's
+    let after = ctime(&u, "a");
+    assert!(after > before);
+    assert_eq!(u.tell_upper(), [".wh.b="]);
+    u.remount();
+    assert_eq!(ctime(&u, "a"), after);
+    u.write("a", 0, "x").unwrap();
+    let before = ctime(&u, "a");
+    u.rename("new", "c").unwrap(); // a lower name of a file that is in upper
+    assert!(ctime(&u, "a") > before);
+    u.expect("a=x c=2 d=x");
 }
