@@ -204,7 +204,6 @@ impl Filesystem for Ops {
 
     fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.stats.count(Request::Lookup);
-        let _telling = self.overlay.telling_attrs();
         match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => reply.entry(&FOREVER, &no_entry(), GENERATION),
             result => reply_entry(reply, "lookup", &result),
@@ -224,7 +223,6 @@ impl Filesystem for Ops {
         reply: ReplyAttr,
     ) {
         self.stats.count(Request::GetAttr);
-        let _telling = self.overlay.telling_attrs();
         reply_attr(reply, "getattr", &self.overlay.getattr(convert::ino(ino)));
     }
 
@@ -529,7 +527,6 @@ impl Filesystem for Ops {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.stats.count(Request::ReadDirPlus);
-        let _telling = self.overlay.telling_attrs();
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let name = OsStr::from_bytes(&entry.name);
             match &entry.attr {

@@ -1,7 +1,6 @@
 //! Attributes: getattr, setattr, statfs.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
@@ -205,18 +204,10 @@ impl Overlay {
         Ok(())
     }
 
-    /// Sets who is told of changes of attributes that no reply tells of: a kernel that caches
-    /// them must ask again. Only the first is kept.
+    /// Sets who is told of changed attributes that no reply brings: a kernel that caches them
+    /// must ask again. Only the first is kept.
     pub fn watch_attrs(&self, watcher: impl Fn(Ino) + Send + Sync + 'static) {
-        let _ = self.attr_watcher.watcher.set(Box::new(watcher));
-    }
-
-    /// To be held by who looks attributes up for a kernel that caches them, until they are sent:
-    /// the watcher is told of changes meanwhile.
-    pub fn telling_attrs(&self) -> AttrReply<'_> {
-        let replies = &self.attr_watcher.replies;
-        replies.fetch_add(1, Ordering::SeqCst);
-        AttrReply(replies)
+        let _ = self.attr_watcher.0.set(Box::new(watcher));
     }
 
     /// Space of upper, or of the topmost lower where there is no upper.
@@ -239,44 +230,25 @@ impl Overlay {
     }
 }
 
-/// See [`Overlay::watch_attrs`] and [`Overlay::telling_attrs`].
+/// See [`Overlay::watch_attrs`].
 #[derive(Default)]
-pub(super) struct AttrWatcher {
-    watcher: OnceLock<Box<dyn Fn(Ino) + Send + Sync>>,
-    /// Replies with attributes that are under way.
-    replies: AtomicUsize,
-}
+pub(super) struct AttrWatcher(OnceLock<Box<dyn Fn(Ino) + Send + Sync>>);
 
 impl AttrWatcher {
-    /// Attributes changed, and nobody else says so.
+    /// Attributes have changed: to be called before the reply to who changed them.
+    ///
+    /// The kernel knows that of most operations. But another's request may have the old
+    /// attributes in its reply already, and bring them after that.
     pub(super) fn tell(&self, ino: Ino) {
-        if let Some(watcher) = self.watcher.get() {
+        if let Some(watcher) = self.0.get() {
             watcher(ino);
-        }
-    }
-
-    /// Attributes changed, which the kernel knows; but a reply that is under way may have the
-    /// old ones and come after that.
-    pub(super) fn tell_replies(&self, ino: Ino) {
-        if self.replies.load(Ordering::SeqCst) > 0 {
-            self.tell(ino);
         }
     }
 }
 
 impl std::fmt::Debug for AttrWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AttrWatcher({:?} replies)", self.replies)
-    }
-}
-
-/// A reply with attributes, from before they are looked at until it is sent.
-#[derive(Debug)]
-pub struct AttrReply<'a>(&'a AtomicUsize);
-
-impl Drop for AttrReply<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        write!(f, "AttrWatcher({})", self.0.get().is_some())
     }
 }
 

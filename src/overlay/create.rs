@@ -116,7 +116,7 @@ impl Overlay {
             }
         };
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
-        self.attr_watcher.tell_replies(parent.ino);
+        self.attr_watcher.tell(parent.ino);
         let inode = self.intern_new(&parent, name, &stat);
         if site.whiteout {
             // One that stays hides nothing of its own layer.
@@ -148,8 +148,8 @@ impl Overlay {
         if whiteout {
             best_effort("drop whiteout", self.upper()?.drop_whiteout(dir.as_fd(), name));
         }
-        self.attr_watcher.tell_replies(parent.ino);
-        self.attr_watcher.tell_replies(inode.ino);
+        self.attr_watcher.tell(parent.ino);
+        self.attr_watcher.tell(inode.ino);
         self.inodes.count_lookup(&inode);
         self.counted_attr(inode, None)
     }

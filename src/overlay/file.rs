@@ -145,7 +145,7 @@ impl Overlay {
         let fd = self.writable(&inode)?;
         self.drop_privileges(ino, &fd, how)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")?;
-        self.attr_watcher.tell_replies(ino);
+        self.attr_watcher.tell(ino);
         Ok(())
     }
 

@@ -52,7 +52,7 @@ mod xattr;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use attr::{Attr, AttrReply, Owner, SetAttr, StatFs, SuidGid};
+pub use attr::{Attr, Owner, SetAttr, StatFs, SuidGid};
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};

@@ -40,7 +40,7 @@ impl Overlay {
         let object = self.object(&inode)?;
         let held = private_xattr::escape(name);
         sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)?;
-        self.attr_watcher.tell_replies(ino); // the time of change, and with an ACL the mode
+        self.attr_watcher.tell(ino); // the time of change, and with an ACL the mode
         Ok(())
     }
 
@@ -59,7 +59,7 @@ impl Overlay {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("remove xattr", name),
         }?;
-        self.attr_watcher.tell_replies(ino);
+        self.attr_watcher.tell(ino);
         Ok(())
     }
 }

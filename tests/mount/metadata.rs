@@ -300,3 +300,49 @@ fn what_a_stranger_changes_loses_setgid_too() {
     rustix::fs::removexattr(m.at("acl"), "system.posix_acl_access").unwrap();
     assert_eq!(fs::read_dir(m.upper()).unwrap().count(), 1, "acl was not copied up");
 }
+
+#[test]
+fn what_is_asked_during_a_change_is_not_believed_for_ever() {
+    need_mount!();
+    let m = Mount::new(&["f=1"]);
+    fs::write(m.at("f"), "upper").unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over() {
+                    let _ = fs::metadata(m.at("f")); // it has another name now and then
+                }
+            });
+        }
+        for n in 0..400 {
+            match n % 3 {
+                0 => drop(rustix::fs::setxattr(
+                    m.at("f"),
+                    "user.n",
+                    n.to_string().as_bytes(),
+                    rustix::fs::XattrFlags::empty(),
+                )),
+                1 => {
+                    let file = fs::File::options().write(true).open(m.at("f")).unwrap();
+                    let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
+                    let _ = rustix::fs::fallocate(&file, keep, 0, 4096 * (n + 1));
+                }
+                _ => {
+                    fs::rename(m.at("f"), m.at("g")).unwrap();
+                    fs::rename(m.at("g"), m.at("f")).unwrap();
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_micros(300));
+            let (shown, real) =
+                (fs::metadata(m.at("f")).unwrap(), fs::metadata(m.upper().join("f")).unwrap());
+            let times = |m: &fs::Metadata| (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec());
+            if times(&shown) != times(&real) {
+                is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("change {n}: {:?} is shown, {:?} is so", times(&shown), times(&real));
+            }
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

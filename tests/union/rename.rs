@@ -127,3 +127,33 @@ fn onto_itself() {
     u.rename("d", "d").unwrap();
     u.expect("d/ d/x=1 f=1");
 }
+
+#[test]
+fn names_below_may_go_while_a_directory_is_settled() {
+    let words: Vec<String> = (0..300).map(|n| format!("d/s{n}/f={n}")).collect();
+    let mut u = Union::new(&[&words.join(" ")]);
+    for n in 0..300 {
+        u.unlink(&format!("d/s{n}/f")).unwrap();
+    }
+    let d = u.ino("d").unwrap();
+    std::thread::scope(|scope| {
+        let overlay = u.overlay();
+        let remover = scope.spawn(move || {
+            (0..300).map(|n| overlay.rmdir(d, format!("s{n}").as_bytes())).collect::<Vec<_>>()
+        });
+        u.rename("d", "e").unwrap();
+        assert!(remover.join().unwrap().iter().all(Result::is_ok));
+    });
+    u.expect("e/");
+}
+
+#[test]
+fn a_directory_whose_marks_are_directories_is_renamed_over() {
+    let mut u = Union::new(&["d/a=1 d/b=2 e/new=3"]);
+    std::fs::create_dir_all(u.upper().join("d/.wh.a/inside")).unwrap();
+    std::fs::write(u.upper().join("d/.wh.b"), "").unwrap();
+    u.remount();
+    assert!(u.names("d").is_empty());
+    u.rename("e", "d").unwrap();
+    u.expect("d/ d/new=3");
+}
