@@ -25,7 +25,7 @@ use super::real::Access;
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
-use crate::sys::{self, Errno, FileType, Stat, TimeChange};
+use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 
 /// A copy in workdir, not published yet.
 struct Copy<'a> {
@@ -35,6 +35,8 @@ struct Copy<'a> {
     stat: Stat,
     /// Where the data is, if not in the copy.
     data: Option<Arc<LowerData>>,
+    /// When the attributes that it has were looked at.
+    begun: Timestamp,
 }
 
 /// Bytes whose copying takes milliseconds.
@@ -145,11 +147,12 @@ impl Overlay {
         if is_enough(inode, extent) {
             return Ok(());
         }
+        let begun = Timestamp::now();
         let stat = self.stat_object(inode)?;
         if stat.is_protected() {
             return Err(Errno::PERM).context("change a file that is immutable", b"");
         }
-        let copy = self.build_copy(inode, &stat, extent)?;
+        let copy = self.build_copy(inode, &stat, extent, begun)?;
         self.publish_copy(inode, &stat, copy)?;
         if inode.has_data_in_upper() {
             self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
@@ -157,7 +160,13 @@ impl Overlay {
         Ok(())
     }
 
-    fn build_copy(&self, inode: &Arc<Inode>, lower: &Stat, extent: Extent) -> Result<Copy<'_>> {
+    fn build_copy(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        extent: Extent,
+        begun: Timestamp,
+    ) -> Result<Copy<'_>> {
         let temp = self.upper()?.temp();
         let object = self.object(inode)?;
         let (fd, data) = match inode.kind {
@@ -169,7 +178,7 @@ impl Overlay {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
         let stat = sys::fstat(&fd).context("stat copy", b"")?;
-        Ok(Copy { temp, fd, stat, data })
+        Ok(Copy { temp, fd, stat, data, begun })
     }
 
     /// Makes a regular file in workdir, with its data or with a pointer to it.
@@ -200,23 +209,23 @@ impl Overlay {
     fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, mut copy: Copy<'_>) -> Result<()> {
         let index = self.upper()?.index();
         let was = inode.state.read().upper.clone();
+        // What may wait for a disk comes before a directory is locked.
+        index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
+        let stands = self.stand_for(inode, lower, &copy)?;
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
-                return self.keep_nameless(inode, lower, copy);
+                return self.keep_nameless(inode, lower, copy, stands);
             };
             self.copy_up_ancestors(&parent)?; // it may not be the link that the copy began for
             let mut names = parent.dir.write();
             if !inode.state.read().links.iter().any(|link| link.is(&parent, &name)) {
                 continue; // removed or renamed since
             }
-            index.record_origin(&copy.stat, inode.ino).context("record origin", &name)?;
             let dir = self.upper_dir(&parent)?;
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
-            // Counted down only when it is so: too many names lose nothing, too few would.
-            let stands = self.stand_for(inode, lower, &copy)?;
             let alone = was.is_some().then(|| inode.attrs.write());
             if was.is_some() {
-                self.mirror_attributes(inode, &copy.fd)?;
+                self.mirror_attributes(inode, lower, copy.begun, &copy.fd)?;
             }
             let published =
                 self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name));
@@ -224,6 +233,8 @@ impl Overlay {
                 if stands {
                     best_effort("drop index link", index.unlink(inode.ino));
                 }
+                let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
+                best_effort("forget an inode", forgotten);
                 return Err(errno).context("publish copy", &name);
             }
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
@@ -241,6 +252,7 @@ impl Overlay {
                 }
                 None => note_in_upper(names.as_deref_mut(), self, &name),
             }
+            // Only when it is so: too many names lose nothing, too few would.
             if stands {
                 best_effort("record links", index.count_down(inode.ino, lower.nlink, None));
             }
@@ -265,19 +277,27 @@ impl Overlay {
 
     /// The file has lost all names that are known, or never had one: its copy lives on
     /// without one, and for names of it that are not known.
-    fn keep_nameless(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
+    fn keep_nameless(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        copy: Copy<'_>,
+        stands: bool,
+    ) -> Result<()> {
+        let index = self.upper()?.index();
+        if !stands || index.left(inode.ino).is_none_or(|left| left.names == 0) {
+            if stands {
+                best_effort("drop index link", index.unlink(inode.ino));
+            }
+            let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
+            best_effort("forget an inode", forgotten);
+        }
         if inode.is_dir() || inode.ino == Ino::ROOT {
             return Err(Error::NotFound);
         }
-        let index = self.upper()?.index();
-        let in_layer = if lower.nlink > 1 { lower.nlink } else { 0 };
-        if index.left(inode.ino).map_or(in_layer, |left| left.names) > 0 {
-            index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
-            self.stand_for(inode, lower, &copy)?;
-        }
         let _alone = inode.attrs.write();
         if inode.in_upper() {
-            self.mirror_attributes(inode, &copy.fd)?;
+            self.mirror_attributes(inode, lower, copy.begun, &copy.fd)?;
         }
         let held = if self.held.has_room() {
             self.held.hold(Arc::new(copy.fd)) // and the guard removes the temporary's name

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Overlay;
 use super::copy_up::copy_attributes;
@@ -14,7 +15,10 @@ use super::error::{Context, Result};
 use super::inode::{Inode, LowerData};
 use crate::layers::private_xattr;
 use crate::layers::redirect::{self, Below, Metacopy};
-use crate::sys::Stat;
+use crate::sys::{Stat, Timestamp};
+
+/// Longer than the step of any kernel's clock for file times (at most 10 ms).
+const TICK: Duration = Duration::from_millis(50);
 
 impl Overlay {
     /// As [`copy_up_attributes`](Self::copy_up_attributes), before the mode becomes `mode`:
@@ -69,10 +73,21 @@ impl Overlay {
         Some(data)
     }
 
-    /// Gives the copy of a metacopy what has changed since its attributes were copied; the
-    /// caller holds the inode's attributes alone.
-    pub(super) fn mirror_attributes(&self, inode: &Arc<Inode>, copy: &OwnedFd) -> Result<()> {
+    /// Gives the copy of a metacopy what has changed since its attributes were looked at, at the
+    /// time `begun`; the caller holds the inode's attributes alone.
+    pub(super) fn mirror_attributes(
+        &self,
+        inode: &Arc<Inode>,
+        then: &Stat,
+        begun: Timestamp,
+        copy: &OwnedFd,
+    ) -> Result<()> {
         let (object, now) = (self.object(inode)?, self.stat_object(inode)?);
+        // A change of the same tick as the last look would have the same time.
+        let is_told = begun.since(then.ctime) > TICK;
+        if is_told && now.ctime == then.ctime {
+            return Ok(());
+        }
         private_xattr::drop_excess(object.as_fd(), copy.as_fd()).context("copy xattrs", b"")?;
         copy_attributes(object.as_fd(), copy.as_fd(), &now)?;
         if !self.skips_sync()? {

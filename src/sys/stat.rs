@@ -1,6 +1,7 @@
 //! File attributes as statx(2) reports them.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, StatxAttributes, StatxFlags};
 
@@ -20,6 +21,13 @@ impl Timestamp {
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Self { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) }
+    }
+
+    /// The time from `earlier` to this one; none if that is not earlier.
+    pub fn since(self, earlier: Self) -> Duration {
+        let nanos = |t: Self| i128::from(t.secs) * 1_000_000_000 + i128::from(t.nanos);
+        let between = (nanos(self) - nanos(earlier)).max(0);
+        Duration::from_nanos(u64::try_from(between).unwrap_or(u64::MAX))
     }
 }
 
