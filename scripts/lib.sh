@@ -1,5 +1,8 @@
 # Shared by the scripts: say what happens, get what is needed.
 
+# Where cargo puts the program.
+built=${CARGO_TARGET_DIR:-$PWD/target}/release
+
 step() { printf '\n==> %s\n' "$*"; }
 missing() { printf 'missing: %s\n' "$*" >&2; }
 
@@ -42,10 +45,10 @@ make_mount() {
     mkdir "$dir/lower" "$dir/upper" "$dir/work" "$dir/m"
 }
 mount_it() {
-    target/release/plyfs mount "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
+    "$built/plyfs" mount "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
 }
-unmount_it() { target/release/plyfs umount "$dir/m"; }
+unmount_it() { "$built/plyfs" umount "$dir/m"; }
 remove_mount() {
-    if mountpoint -q "$dir/m"; then target/release/plyfs umount --lazy "$dir/m" || true; fi
+    if mountpoint -q "$dir/m"; then "$built/plyfs" umount --lazy "$dir/m" || true; fi
     rm -rf "$dir"
 }
