@@ -206,12 +206,32 @@ impl Overlay {
         Ok((fd, None))
     }
 
-    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, mut copy: Copy<'_>) -> Result<()> {
+    /// Makes the copy known in the index, and then in upper; in neither, if that fails.
+    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
         let index = self.upper()?.index();
-        let was = inode.state.read().upper.clone();
+        let ino = copy.stat.ino;
         // What may wait for a disk comes before a directory is locked.
         index.record_origin(&copy.stat, inode.ino).context("record origin", b"")?;
         let stands = self.stand_for(inode, lower, &copy)?;
+        let published = self.publish_indexed(inode, lower, copy, stands);
+        if published.is_err() {
+            if stands {
+                best_effort("drop index link", index.unlink(inode.ino));
+            }
+            best_effort("forget an inode", index.forget_origin(ino, inode.ino));
+        }
+        published
+    }
+
+    fn publish_indexed(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        mut copy: Copy<'_>,
+        stands: bool,
+    ) -> Result<()> {
+        let index = self.upper()?.index();
+        let was = inode.state.read().upper.clone();
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
                 return self.keep_nameless(inode, lower, copy, stands);
@@ -227,16 +247,8 @@ impl Overlay {
             if was.is_some() {
                 self.mirror_attributes(inode, lower, copy.begun, &copy.fd)?;
             }
-            let published =
-                self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name));
-            if let Err(errno) = published {
-                if stands {
-                    best_effort("drop index link", index.unlink(inode.ino));
-                }
-                let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
-                best_effort("forget an inode", forgotten);
-                return Err(errno).context("publish copy", &name);
-            }
+            self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name))
+                .context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
             {
                 let mut state = inode.state.write();
@@ -284,14 +296,6 @@ impl Overlay {
         copy: Copy<'_>,
         stands: bool,
     ) -> Result<()> {
-        let index = self.upper()?.index();
-        if !stands || index.left(inode.ino).is_none_or(|left| left.names == 0) {
-            if stands {
-                best_effort("drop index link", index.unlink(inode.ino));
-            }
-            let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
-            best_effort("forget an inode", forgotten);
-        }
         if inode.is_dir() || inode.ino == Ino::ROOT {
             return Err(Error::NotFound);
         }
@@ -304,9 +308,19 @@ impl Overlay {
         } else {
             Held::Parked(Arc::new(self.upper()?.keep(copy.temp)))
         };
-        let mut state = inode.state.write();
-        state.upper = Some(UpperFile { ino: copy.stat.ino, held: Some(held) });
-        state.data = copy.data;
+        {
+            let mut state = inode.state.write();
+            state.upper = Some(UpperFile { ino: copy.stat.ino, held: Some(held) });
+            state.data = copy.data;
+        }
+        let index = self.upper()?.index();
+        if !stands || index.left(inode.ino).is_none_or(|left| left.names == 0) {
+            if stands {
+                best_effort("drop index link", index.unlink(inode.ino));
+            }
+            let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
+            best_effort("forget an inode", forgotten);
+        }
         Ok(())
     }
 }
