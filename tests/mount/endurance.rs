@@ -33,7 +33,7 @@ fn operate(dir: &Path, rng: &mut SmallRng) {
         6 => fs::hard_link(&a, &b),
         7 => fs::create_dir(&a),
         8 => fs::remove_dir_all(&a),
-        9 => fs::set_permissions(&a, fs::Permissions::from_mode(0o640)),
+        9 => fs::set_permissions(&a, fs::Permissions::from_mode(0o750)),
         10 => fs::read_dir(dir).map(|names| names.for_each(drop)),
         _ => {
             // Deleted while it is open.
