@@ -37,7 +37,7 @@ pub(super) struct Call {
 }
 
 /// Options that belong to mount(8) or fstab, or that say what is so anyway.
-const ACCEPTED: [&str; 20] = [
+const ACCEPTED: [&str; 19] = [
     "rw",
     "dev",
     "suid",
@@ -53,7 +53,6 @@ const ACCEPTED: [&str; 20] = [
     "nouser",
     "owner",
     "group",
-    "diratime",
     "nodiratime",
     "private",
     "default_permissions",

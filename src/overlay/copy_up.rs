@@ -10,7 +10,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::Mode;
 
@@ -255,7 +254,6 @@ impl Overlay {
                 state.upper = Some(UpperFile::named(copy.stat.ino));
                 state.data = copy.data;
             }
-            inode.is_synced.store(false, Ordering::Relaxed);
             drop(alone);
             match was {
                 Some(metacopy) => {

@@ -105,6 +105,7 @@ impl Overlay {
         if !inode.in_upper() || self.skips_sync()? {
             return Ok(()); // a lower file has nothing that is not durable
         }
+        let file = inode.state.read().upper.as_ref().map_or(0, |upper| upper.ino);
         let fd = if inode.is_dir() {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let dir = sys::open_at(self.upper_dir(&inode)?.as_fd(), b".", flags);
@@ -118,13 +119,12 @@ impl Overlay {
         };
         // Some filesystems let fdatasync(2) leave out the rename that gave the file its name: the
         // first sync is always whole.
-        if data_only && inode.is_synced.load(Ordering::Relaxed) {
+        if data_only && file != 0 && inode.synced.load(Ordering::Relaxed) == file {
             return rustix::fs::fdatasync(&fd).context("sync", b"");
         }
-        inode.is_synced.store(true, Ordering::Relaxed);
-        rustix::fs::fsync(&fd).context("sync", b"").inspect_err(|_| {
-            inode.is_synced.store(false, Ordering::Relaxed);
-        })
+        rustix::fs::fsync(&fd).context("sync", b"")?;
+        inode.synced.store(file, Ordering::Relaxed);
+        Ok(())
     }
 
     /// fallocate(2), in all modes of the filesystem below.

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -139,8 +139,8 @@ pub(super) struct Inode {
     /// Held shared while attributes in upper are read or changed, alone while another file takes
     /// the place of the one that has them.
     pub(super) attrs: RwLock<()>,
-    /// Whether it was synced, with all there is to it, since it has its present file in upper.
-    pub(super) is_synced: AtomicBool,
+    /// Upper's inode number of the file that was synced with all there is to it; 0 for none.
+    pub(super) synced: AtomicU64,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -154,7 +154,7 @@ impl Inode {
             copy_up: Mutex::new(()),
             state: RwLock::new(state),
             attrs: RwLock::new(()),
-            is_synced: AtomicBool::new(false),
+            synced: AtomicU64::new(0),
             dir: RwLock::new(None),
         }
     }
