@@ -5,6 +5,7 @@
 //! - [`unmount`]: detach a mountpoint
 
 mod attach;
+mod beside;
 mod convert;
 mod ops;
 mod stats;
@@ -123,8 +124,8 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     };
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
-    let ops = Ops::new(overlay);
-    let overlay = Arc::clone(ops.overlay());
+    let overlay = Arc::new(overlay);
+    let ops = Ops::new(Arc::clone(&overlay));
     let session = attach::attach(ops, &mountpoint, config, session_config)?;
     let notifier = session.notifier();
     overlay.watch_attrs(move |ino| {

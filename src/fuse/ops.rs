@@ -10,7 +10,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -20,10 +19,9 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 
+use super::beside::Beside;
 use super::convert;
 use super::stats::{Request, STATS_XATTR, Stats};
-use parking_lot::Mutex;
-
 use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
     SuidGid, WriteFlags,
@@ -44,51 +42,21 @@ const MAX_BACKGROUND: u16 = 64;
 #[derive(Debug)]
 pub(super) struct Ops {
     overlay: Arc<Overlay>,
-    /// Operations that run beside the workers now.
-    offloaded: Arc<AtomicUsize>,
+    beside: Beside,
     stats: Stats,
 }
 
-/// So many operations may run beside the workers; each is one that a process waits for.
-const MAX_OFFLOADED: usize = 256;
-
 impl Ops {
-    pub(super) fn new(overlay: Overlay) -> Self {
-        Self { overlay: Arc::new(overlay), offloaded: Arc::default(), stats: Stats::default() }
+    pub(super) fn new(overlay: Arc<Overlay>) -> Self {
+        Self { overlay, beside: Beside::default(), stats: Stats::default() }
     }
 
-    /// The union behind it.
-    pub(super) fn overlay(&self) -> &Arc<Overlay> {
-        &self.overlay
-    }
-
-    /// Whether an operation gets a thread of its own, so that one that copies a large file, or
-    /// waits for a disk, keeps no worker from answering others.
-    fn offloads(&self, takes_long: bool) -> bool {
-        takes_long && self.offloaded.load(Ordering::Relaxed) < MAX_OFFLOADED
-    }
-
-    /// Runs an operation here, or in a thread of its own.
+    /// Runs an operation here, or beside the workers if it takes long.
     fn run(&self, takes_long: bool, operation: impl FnOnce(&Overlay) + Send + 'static) {
-        if !self.offloads(takes_long) {
-            return operation(&self.overlay);
-        }
-        let (overlay, count) = (Arc::clone(&self.overlay), Arc::clone(&self.offloaded));
-        count.fetch_add(1, Ordering::Relaxed);
-        let operation = Arc::new(Mutex::new(Some(operation)));
-        let slot = Arc::clone(&operation);
-        let thread = std::thread::Builder::new().name("offloaded".into());
-        let spawned = thread.spawn(move || {
-            let operation = slot.lock().take();
-            operation.into_iter().for_each(|operation| operation(&overlay));
-            drop(overlay);
-            count.fetch_sub(1, Ordering::Relaxed);
-        });
-        if let Err(error) = spawned {
-            log::debug!("no thread for an operation: {error}");
-            self.offloaded.fetch_sub(1, Ordering::Relaxed);
-            let operation = operation.lock().take();
-            operation.into_iter().for_each(|operation| operation(&self.overlay));
+        if self.beside.has_room_for(takes_long) {
+            self.beside.run(&self.overlay, operation);
+        } else {
+            operation(&self.overlay);
         }
     }
 }
@@ -255,14 +223,6 @@ impl Filesystem for Ops {
             // The wire's FATTR_KILL_SUIDGID is not passed on by fuser.
             suidgid: SuidGid::AsCallerMay(caller(req)),
         };
-        let is_nothing =
-            size.is_none() && mode.or(uid).or(gid).is_none() && atime.is_none() && mtime.is_none();
-        if is_nothing {
-            let (ino, caller) = (convert::ino(ino), caller(req));
-            return self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
-                reply_attr(reply, "setattr", &overlay.change_nothing(ino, caller));
-            });
-        }
         let ino = convert::ino(ino);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_attr(reply, "setattr", &overlay.setattr(ino, &change));
@@ -454,9 +414,9 @@ impl Filesystem for Ops {
             false => SuidGid::Keep,
         };
         let (ino, how) = (convert::ino(ino), WriteFlags { suidgid });
-        if self.offloads(self.overlay.copy_up_takes_long(ino)) {
+        if self.beside.has_room_for(self.overlay.copy_up_takes_long(ino)) {
             let data = data.to_vec();
-            return self.run(true, move |overlay| {
+            return self.beside.run(&self.overlay, move |overlay| {
                 reply_written(reply, "write", &overlay.write(ino, offset, &data, how));
             });
         }
@@ -594,11 +554,7 @@ impl Filesystem for Ops {
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         let caller = caller(req);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
-            let mut result = overlay.set_xattr(ino, &name, &value, flags);
-            if name == b"system.posix_acl_access" {
-                // The wire's FUSE_SETXATTR_ACL_KILL_SGID is not passed on by fuser.
-                result = result.and_then(|()| overlay.drop_setgid_of_stranger(ino, caller));
-            }
+            let result = overlay.set_xattr_by(caller, ino, &name, &value, flags);
             reply_empty(reply, "setxattr", &result);
         });
     }

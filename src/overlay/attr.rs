@@ -3,14 +3,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Uid};
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
+use super::suidgid::{SuidGid, drop_suidgid};
 use crate::layers::number::Ino;
-use crate::sys::{self, Caller, FileType, Stat, TimeChange};
+use crate::sys::{self, FileType, Stat, TimeChange};
 
 /// An inode's attributes as the union shows them.
 #[derive(Clone, Copy, Debug)]
@@ -51,16 +52,12 @@ pub struct SetAttr {
     pub suidgid: SuidGid,
 }
 
-/// What becomes of setuid and setgid when the content changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SuidGid {
-    /// They stay: the caller has CAP_FSETID.
-    #[default]
-    Keep,
-    /// They go: the caller lacks it.
-    Drop(Caller),
-    /// That is to be found out.
-    AsCallerMay(Caller),
+impl SetAttr {
+    fn names_nothing(&self) -> bool {
+        self.size.is_none()
+            && self.mode.or(self.uid).or(self.gid).is_none()
+            && self.atime.or(self.mtime).is_none()
+    }
 }
 
 /// Space and limits of the filesystem below.
@@ -139,6 +136,9 @@ impl Overlay {
     /// Changes attributes; a lower file is copied up first.
     pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
+        if let (true, SuidGid::AsCallerMay(caller)) = (change.names_nothing(), change.suidgid) {
+            return self.change_nothing(ino, caller);
+        }
         match change {
             SetAttr { size: Some(size), .. } => self.copy_up_shortened(&inode, *size)?,
             SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,
@@ -164,44 +164,6 @@ impl Overlay {
             apply(&*self.object(inode)?, change)?;
         }
         self.attr_of(inode, None)
-    }
-
-    /// A change of attributes that names none: chown(2) to nobody else, which sets the time of
-    /// change and drops setuid and setgid; or the kernel, which before a write asks for
-    /// setuid, setgid and capabilities to go. The two look alike. So only the owner's and
-    /// root's request does something, and root's nothing where capabilities may be meant: the
-    /// write that follows says itself what it drops, and nobody else may take a bit away.
-    pub fn change_nothing(&self, ino: Ino, caller: Caller) -> Result<Attr> {
-        let inode = self.inode(ino)?;
-        let owner = self.stat_object(&inode)?.uid;
-        let is_chown = match caller.uid {
-            0 => {
-                let object = self.object(&inode)?;
-                sys::get_xattr(object.as_fd(), b"security.capability").is_err()
-            }
-            uid => uid == owner,
-        };
-        if !is_chown {
-            return self.getattr(ino);
-        }
-        self.copy_up_attributes(&inode)?;
-        let _stable = inode.attrs.read();
-        let object = self.object(&inode)?;
-        rustix::fs::chownat(&object, c"", None, None, AtFlags::EMPTY_PATH).context("chown", b"")?;
-        self.attr_of(&inode, None)
-    }
-
-    /// Drops setgid from a file whose ACL was set by somebody who is not in its group.
-    pub fn drop_setgid_of_stranger(&self, ino: Ino, caller: Caller) -> Result<()> {
-        let inode = self.inode(ino)?;
-        let _stable = inode.attrs.read();
-        let stat = self.stat_object(&inode)?;
-        if stat.mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) && !caller.has_fsetid() {
-            let object = self.object(&inode)?;
-            sys::chmod(object.as_fd(), stat.permissions() & !0o2000).context("chmod", b"")?;
-            self.attr_watcher.tell(ino);
-        }
-        Ok(())
     }
 
     /// Sets who is told of changed attributes that no reply brings: a kernel that caches them
@@ -265,30 +227,6 @@ fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
         sys::set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
     }
     Ok(())
-}
-
-/// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
-/// the group may execute, or the caller is not in the group (inode(7)).
-/// Whether there was anything to drop.
-pub(super) fn drop_suidgid(fd: BorrowedFd<'_>, suidgid: SuidGid) -> sys::Result<bool> {
-    let caller = match suidgid {
-        SuidGid::Keep => return Ok(false),
-        SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
-    };
-    let stat = sys::fstat(fd)?;
-    let mode = stat.permissions();
-    let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
-    if mode & 0o6000 == 0 || may_keep() {
-        return Ok(false);
-    }
-    let mut kept = mode & !0o4000;
-    if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) {
-        kept &= !0o2000;
-    }
-    if kept != mode {
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(kept))?;
-    }
-    Ok(kept != mode)
 }
 
 /// The owner to give a file, or `None` for what it has already.

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::attr::{SuidGid, drop_suidgid};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::real::{Access, OpenData};
+use super::suidgid::SuidGid;
 use super::{Atime, Overlay};
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno};
@@ -178,13 +178,5 @@ impl Overlay {
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         rustix::fs::copy_file_range(&input, Some(&mut read_at), &out, Some(&mut write_at), len)
             .context("copy range", b"")
-    }
-
-    /// Before the data changes: what is written must never run with the old bits.
-    fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
-        if drop_suidgid(fd.as_fd(), how.suidgid).context("drop setuid", b"")? {
-            self.attr_watcher.tell(ino);
-        }
-        Ok(())
     }
 }

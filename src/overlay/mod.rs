@@ -47,12 +47,13 @@ mod readdir;
 mod real;
 mod remove;
 mod rename;
+mod suidgid;
 mod xattr;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use attr::{Attr, Owner, SetAttr, StatFs, SuidGid};
+pub use attr::{Attr, Owner, SetAttr, StatFs};
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};
@@ -60,6 +61,7 @@ pub use listing::{Cookie, LayerIndex};
 pub use mount_options::{Atime, MountOptions, UpperForm, UpperOptions};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
+pub use suidgid::SuidGid;
 
 use crate::layers::lower::Lower;
 use crate::layers::marks;

@@ -7,7 +7,7 @@ use super::Overlay;
 use super::error::{Context, Error, Result};
 use crate::layers::number::Ino;
 use crate::layers::private_xattr;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Caller, Errno};
 
 /// What the names of ACLs begin with.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
@@ -42,6 +42,23 @@ impl Overlay {
         sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)?;
         self.attr_watcher.tell(ino); // the time of change, and with an ACL the mode
         Ok(())
+    }
+
+    /// As [`set_xattr`](Self::set_xattr) for a caller: an ACL set by who is not in the file's group
+    /// drops setgid.
+    pub fn set_xattr_by(
+        &self,
+        caller: Caller,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<()> {
+        self.set_xattr(ino, name, value, flags)?;
+        match name {
+            b"system.posix_acl_access" => self.drop_setgid_of_stranger(ino, caller),
+            _ => Ok(()),
+        }
     }
 
     /// Removes an xattr; one that is missing copies nothing up.

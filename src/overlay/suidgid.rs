@@ -1,0 +1,98 @@
+//! What becomes of setuid and setgid when somebody changes a file: they go, unless the caller has
+//! CAP_FSETID; setgid without group-execute goes only if the caller is not in the group either
+//! (inode(7), chown(2)). The wire says for a write alone what the caller has; else /proc does.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode};
+
+use super::Overlay;
+use super::attr::Attr;
+use super::error::{Context, Result};
+use super::file::WriteFlags;
+use crate::layers::number::Ino;
+use crate::sys::{self, Caller};
+
+/// What becomes of setuid and setgid when the content changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SuidGid {
+    /// They stay: the caller has CAP_FSETID.
+    #[default]
+    Keep,
+    /// They go: the caller lacks it.
+    Drop(Caller),
+    /// That is to be found out.
+    AsCallerMay(Caller),
+}
+
+impl Overlay {
+    /// Before the data changes: what is written must never run with the old bits.
+    pub(super) fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
+        if drop_suidgid(fd.as_fd(), how.suidgid).context("drop setuid", b"")? {
+            self.attr_watcher.tell(ino);
+        }
+        Ok(())
+    }
+
+    /// A change of attributes that names none: chown(2) to nobody else, which sets the time of
+    /// change and drops setuid and setgid; or the kernel, which before a write asks for
+    /// setuid, setgid and capabilities to go. The two look alike. So only the owner's and
+    /// root's request does something, and root's nothing where capabilities may be meant: the
+    /// write that follows says itself what it drops, and nobody else may take a bit away.
+    pub(super) fn change_nothing(&self, ino: Ino, caller: Caller) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        let owner = self.stat_object(&inode)?.uid;
+        let is_chown = match caller.uid {
+            0 => {
+                let object = self.object(&inode)?;
+                sys::get_xattr(object.as_fd(), b"security.capability").is_err()
+            }
+            uid => uid == owner,
+        };
+        if !is_chown {
+            return self.getattr(ino);
+        }
+        self.copy_up_attributes(&inode)?;
+        let _stable = inode.attrs.read();
+        let object = self.object(&inode)?;
+        rustix::fs::chownat(&object, c"", None, None, AtFlags::EMPTY_PATH).context("chown", b"")?;
+        self.attr_of(&inode, None)
+    }
+
+    /// Drops setgid from a file whose ACL was set by somebody who is not in its group.
+    pub(super) fn drop_setgid_of_stranger(&self, ino: Ino, caller: Caller) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let _stable = inode.attrs.read();
+        let stat = self.stat_object(&inode)?;
+        if stat.mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) && !caller.has_fsetid() {
+            let object = self.object(&inode)?;
+            sys::chmod(object.as_fd(), stat.permissions() & !0o2000).context("chmod", b"")?;
+            self.attr_watcher.tell(ino);
+        }
+        Ok(())
+    }
+}
+
+/// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
+/// the group may execute, or the caller is not in the group (inode(7)).
+/// Whether there was anything to drop.
+pub(super) fn drop_suidgid(fd: BorrowedFd<'_>, suidgid: SuidGid) -> sys::Result<bool> {
+    let caller = match suidgid {
+        SuidGid::Keep => return Ok(false),
+        SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
+    };
+    let stat = sys::fstat(fd)?;
+    let mode = stat.permissions();
+    let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
+    if mode & 0o6000 == 0 || may_keep() {
+        return Ok(false);
+    }
+    let mut kept = mode & !0o4000;
+    if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) {
+        kept &= !0o2000;
+    }
+    if kept != mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(kept))?;
+    }
+    Ok(kept != mode)
+}
