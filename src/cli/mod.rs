@@ -8,6 +8,7 @@ mod images;
 mod load;
 mod mount;
 mod mount_options;
+mod mount_program;
 mod ps;
 mod rm;
 mod stats;
@@ -71,7 +72,7 @@ const VERBS: [&str; 8] = ["load", "images", "mount", "umount", "ps", "diff", "rm
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     if mount_options::is_mount_program_call(&args, &VERBS) {
-        return finish(mount::run_mount_program(&args));
+        return finish(mount_program::run(&args));
     }
     start_log(None);
     let cli = match Cli::try_parse_from(&args) {

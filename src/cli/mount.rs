@@ -1,14 +1,11 @@
-//! `plyfs mount`, and the mount program's form of it.
+//! `plyfs mount`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
-use super::mount_options::{Call, Options};
-use crate::fuse::{Allow, FS_TYPE, MountConfig, MountFlag};
-use crate::layers::volatile;
+use crate::fuse::{Allow, MountConfig, MountFlag};
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::Store;
 
@@ -141,16 +138,12 @@ fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -
     }
 }
 
-fn config(source: String, flags: Vec<MountFlag>, allow: Option<Allow>) -> MountConfig {
+pub(super) fn config(source: String, flags: Vec<MountFlag>, allow: Option<Allow>) -> MountConfig {
     // A root filesystem is for all its users; whoever is root here may let them in.
     let by_default =
         if rustix::process::geteuid().is_root() { Allow::Everybody } else { Allow::Owner };
-    MountConfig {
-        source,
-        flags,
-        allow: allow.unwrap_or(by_default),
-        threads: daemon::default_threads(),
-    }
+    let config = MountConfig::new(source, daemon::default_threads(), allow.unwrap_or(by_default));
+    MountConfig { flags, ..config }
 }
 
 /// Refuses a mountpoint that is not a directory, or has a plyfs mount already.
@@ -166,47 +159,8 @@ fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
     if !is_dir {
         bail!("mountpoint {shown}: not a directory");
     }
-    if super::umount::is_mounted(&absolute, FS_TYPE) {
+    if super::umount::is_plyfs(&absolute) {
         bail!("mountpoint {shown}: busy, a plyfs tree is mounted there");
     }
     Ok(())
-}
-
-/// Runs the program as fuse-overlayfs and mount(8) call it.
-pub(super) fn run_mount_program(args: &[OsString]) -> anyhow::Result<()> {
-    let call = Call::parse(&args[1..])?;
-    super::start_log(call.debug.then_some(log::LevelFilter::Debug));
-    let Options { lowers, upper, work, form, volatile, atime, fsname, allow, flags, unknown } =
-        call.options;
-    for option in unknown {
-        eprintln!("plyfs: warning: unknown option {option} ignored");
-    }
-    let program = args[0].to_string_lossy().into_owned();
-    let source = fsname.or(call.source).unwrap_or(program);
-    let mut options = MountOptions::new(lowers);
-    options.volatile = volatile;
-    options.form = form;
-    options.atime = atime;
-    if let (Some(upper), Some(work)) = (upper, work) {
-        // Who calls a mount program mounts again by itself, and could not be asked.
-        options.accept_loss = true;
-        if volatile::was_cut_short(&work).unwrap_or(false) {
-            eprintln!(
-                "plyfs: warning: upper {} was mounted volatile when the machine went down: it may lack what programs synced",
-                super::shown(upper.as_os_str())
-            );
-        }
-        options.upper = Some(UpperOptions { upper, work });
-    }
-    let mut flags = flags;
-    if options.upper.is_none() && !flags.contains(&MountFlag::ReadOnly) {
-        flags.push(MountFlag::ReadOnly);
-    }
-    let plan = Plan {
-        options,
-        mountpoint: call.mountpoint,
-        config: config(source, flags, allow),
-        foreground: call.foreground,
-    };
-    daemon::start(plan)?.serve()
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::daemon::mountpoint_of;
 use super::images::OutputFormat;
-use crate::fuse::FS_TYPE;
 use crate::layers::upper::lock_holder;
 use crate::store::Store;
 
@@ -24,7 +23,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         let holder = lock_holder(&container.work());
         let mounted_on = holder.as_deref().map(mountpoint_of).unwrap_or_default();
         // A daemon that is just ending holds its lock for a moment longer than its mount.
-        let is_there = super::umount::is_mounted(Path::new(mounted_on), FS_TYPE);
+        let is_there = super::umount::is_plyfs(Path::new(mounted_on));
         let mounted_on = if is_there { mounted_on.to_owned() } else { String::new() };
         rows.push((container, mounted_on));
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::images::OutputFormat;
-use crate::fuse::{FS_TYPE, STATS_XATTR};
+use crate::fuse::STATS_XATTR;
 
 /// Arguments of `plyfs stats`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ const MAX_TEXT: usize = 4096;
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let shown = args.mountpoint.display();
     let absolute = args.mountpoint.canonicalize().with_context(|| format!("{shown}"))?;
-    if !super::umount::is_mounted(&absolute, FS_TYPE) {
+    if !super::umount::is_plyfs(&absolute) {
         anyhow::bail!("{shown}: no plyfs tree is mounted there");
     }
     let mut text = vec![0; MAX_TEXT];

@@ -25,20 +25,28 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     for mountpoint in &args.mountpoint {
         // A dead mount (ENOTCONN) cannot be resolved, but its path is still the mountpoint.
         let absolute = mountpoint.canonicalize().or_else(|_| std::path::absolute(mountpoint))?;
-        if !is_mounted(&absolute, fuse::FS_TYPE) {
+        if !is_plyfs(&absolute) {
             anyhow::bail!("unmount {}: no plyfs tree is mounted there", mountpoint.display());
         }
         fuse::unmount(&absolute, args.lazy)?;
         let give_up = Instant::now() + PATIENCE;
-        while is_mounted(&absolute, fuse::FS_TYPE) && Instant::now() < give_up {
+        while is_plyfs(&absolute) && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
     Ok(())
 }
 
-/// Whether a filesystem of this type is mounted on this absolute path.
-pub(super) fn is_mounted(absolute: &Path, fs_type: &str) -> bool {
+/// Whether a tree of plyfs is mounted on this absolute path: by its type, or, where it has
+/// another's (`subtype=`), by what it answers.
+pub(super) fn is_plyfs(absolute: &Path) -> bool {
+    let answers = || rustix::fs::getxattr(absolute, fuse::STATS_XATTR, &mut [0u8; 0][..]).is_ok();
+    is_mounted(absolute, |on_type| on_type == fuse::FS_TYPE.as_bytes())
+        || is_mounted(absolute, |on_type| on_type.starts_with(b"fuse.")) && answers()
+}
+
+/// Whether a filesystem of such a type is mounted on this absolute path.
+fn is_mounted(absolute: &Path, is_type: impl Fn(&[u8]) -> bool) -> bool {
     let Ok(table) = std::fs::read("/proc/self/mountinfo") else {
         return false;
     };
@@ -47,7 +55,7 @@ pub(super) fn is_mounted(absolute: &Path, fs_type: &str) -> bool {
         let mountpoint = fields.nth(4).map(unescape_octal);
         let on_type = fields.skip_while(|field| *field != b"-").nth(1);
         mountpoint.is_some_and(|path| path == absolute.as_os_str().as_bytes())
-            && on_type == Some(fs_type.as_bytes())
+            && on_type.is_some_and(&is_type)
     })
 }
 
@@ -84,8 +92,8 @@ mod tests {
 
     #[test]
     fn what_is_mounted_is_seen() {
-        assert!(is_mounted(Path::new("/proc"), "proc"));
-        assert!(!is_mounted(Path::new("/proc"), "fuse.plyfs"));
-        assert!(!is_mounted(Path::new("/proc/self"), "proc"));
+        assert!(is_mounted(Path::new("/proc"), |on| on == b"proc"));
+        assert!(!is_plyfs(Path::new("/proc")));
+        assert!(!is_mounted(Path::new("/proc/self"), |on| on == b"proc"));
     }
 }

@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::ops::Ops;
-use super::{Allow, Error, FS_TYPE, MountConfig};
+use super::{Allow, Error, MountConfig};
 use crate::sys::Errno;
 
 /// The setuid helper that mounts and unmounts for ordinary users (fuse3).
@@ -88,26 +88,29 @@ pub(super) fn attach(
     mountpoint: &Path,
     config: &MountConfig,
     session: Config,
-) -> Result<Session<Ops>, Error> {
+) -> Result<(Session<Ops>, Option<UnixStream>), Error> {
     let device = open_device()?;
-    let device = match mount_directly(&device, mountpoint, config) {
-        Ok(()) => OwnedFd::from(device),
-        Err(Errno::PERM) => mount_by_helper(mountpoint, config).map_err(|message| {
-            Error::Refused { path: mountpoint.display().to_string(), message }
-        })?,
-        Err(errno) => {
-            return Err(Error::Refused {
-                path: mountpoint.display().to_string(),
-                message: errno.to_string(),
-            });
+    let refused = |message| Error::Refused { path: mountpoint.display().to_string(), message };
+    let directly = match config.auto_unmount {
+        true => Err(Errno::PERM), // only the helper outlives us
+        false => mount_directly(&device, mountpoint, config),
+    };
+    let (device, helper) = match directly {
+        Ok(()) => (OwnedFd::from(device), None),
+        Err(Errno::PERM) => mount_by_helper(mountpoint, config).map_err(refused)?,
+        Err(Errno::INVAL) if !config.contexts.is_empty() => {
+            let reason = "the kernel refuses the options, perhaps for it has no SELinux and so no";
+            return Err(refused(format!("{reason} {}", config.contexts.join(" "))));
         }
+        Err(errno) => return Err(refused(errno.to_string())),
     };
     let acl = session.acl;
-    Session::from_fd(ops, device, acl, session).map_err(|error| {
+    let session = Session::from_fd(ops, device, acl, session).map_err(|error| {
         // Nobody will serve it: take it away again. The first error is the one to tell.
         let _ = unmount(mountpoint, true);
-        Error::Refused { path: mountpoint.display().to_string(), message: error.to_string() }
-    })
+        refused(error.to_string())
+    })?;
+    Ok((session, helper.filter(|_| config.auto_unmount)))
 }
 
 pub(super) fn open_device() -> Result<File, Error> {
@@ -136,13 +139,22 @@ fn mount_directly(device: &File, mountpoint: &Path, config: &MountConfig) -> Res
     if config.allow != Allow::Owner {
         data.push_str(",allow_other"); // allow_root is enforced by the session
     }
+    for context in &config.contexts {
+        data.push(',');
+        data.push_str(context);
+    }
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     let flags = config.flags.iter().map(|flag| flag.kernel()).collect();
-    rustix::mount::mount(config.source.as_str(), mountpoint, FS_TYPE, flags, data.as_c_str())
+    let (source, fs_type) = (config.source.as_str(), config.fs_type.as_str());
+    rustix::mount::mount(source, mountpoint, fs_type, flags, data.as_c_str())
 }
 
-/// Lets the setuid helper mount, and takes the device from it; else what it said.
-fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd, String> {
+/// Lets the setuid helper mount, and takes the device from it, and the socket by which it waits;
+/// else what it said.
+fn mount_by_helper(
+    mountpoint: &Path,
+    config: &MountConfig,
+) -> Result<(OwnedFd, Option<UnixStream>), String> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
     let mut helper = Command::new(HELPER);
     helper.arg("-o").arg(helper_options(config)).arg("--").arg(mountpoint);
@@ -152,9 +164,14 @@ fn mount_by_helper(mountpoint: &Path, config: &MountConfig) -> Result<OwnedFd, S
     let child = helper.spawn().map_err(no_helper)?;
     drop(helper); // and with it our copy of the helper's end
     let device = receive_descriptor(&ours);
+    if config.auto_unmount
+        && let Ok(Some(device)) = device
+    {
+        return Ok((device, Some(ours))); // the helper ends after us
+    }
     let output = child.wait_with_output().map_err(|e| e.to_string())?;
     match device {
-        Ok(Some(device)) if output.status.success() => Ok(device),
+        Ok(Some(device)) if output.status.success() => Ok((device, None)),
         Err(errno) => Err(format!("{HELPER}: {errno}")),
         Ok(_) => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
     }
@@ -183,7 +200,10 @@ fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, Errno> {
 /// The helper's options, commas and backslashes in the source escaped.
 fn helper_options(config: &MountConfig) -> String {
     let source = config.source.replace('\\', "\\\\").replace(',', "\\,");
-    let mut options = vec![format!("fsname={source}"), "subtype=plyfs".to_owned()];
+    let subtype = config.fs_type.strip_prefix("fuse.").unwrap_or(&config.fs_type);
+    let mut options = vec![format!("fsname={source}"), format!("subtype={subtype}")];
+    options.extend(config.auto_unmount.then(|| "auto_unmount".to_owned()));
+    options.extend(config.contexts.iter().cloned());
     options.push("default_permissions".to_owned());
     if config.allow != Allow::Owner {
         options.push("allow_other".to_owned()); // allow_root is enforced by the session

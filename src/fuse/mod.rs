@@ -11,8 +11,10 @@ mod ops;
 mod stats;
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Config, INodeNo, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -86,6 +88,36 @@ pub struct MountConfig {
     pub allow: Allow,
     /// Threads that answer the kernel.
     pub threads: usize,
+    /// The filesystem type in /proc/mounts: `fuse.` and the subtype.
+    pub fs_type: String,
+    /// SELinux contexts, as mount options (`context="…"`).
+    pub contexts: Vec<String>,
+    /// Have fusermount3 take the mount away when the daemon dies.
+    pub auto_unmount: bool,
+    /// How long the kernel may believe names and attributes; no limit if unset.
+    pub timeout: Option<Duration>,
+    /// Largest WRITE in bytes; as much as the kernel sends if unset.
+    pub max_write: Option<u32>,
+    /// Whether files have xattrs.
+    pub xattrs: bool,
+}
+
+impl MountConfig {
+    /// A mount with this source and this many threads, the rest as is usual.
+    pub fn new(source: String, threads: usize, allow: Allow) -> Self {
+        Self {
+            source,
+            flags: Vec::new(),
+            allow,
+            threads,
+            fs_type: FS_TYPE.to_owned(),
+            contexts: Vec::new(),
+            auto_unmount: false,
+            timeout: None,
+            max_write: None,
+            xattrs: true,
+        }
+    }
 }
 
 /// A union that is mounted and waits to be served.
@@ -94,6 +126,8 @@ pub struct Mounted {
     /// Taken when it is served.
     session: Option<Session<Ops>>,
     mountpoint: PathBuf,
+    /// While it is open, fusermount3 waits to take the mount away.
+    _auto_unmount: Option<UnixStream>,
 }
 
 /// Nobody would serve it any more: takes it away again.
@@ -125,8 +159,8 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
     let overlay = Arc::new(overlay);
-    let ops = Ops::new(Arc::clone(&overlay));
-    let session = attach::attach(ops, &mountpoint, config, session_config)?;
+    let ops = Ops::new(Arc::clone(&overlay), config);
+    let (session, auto_unmount) = attach::attach(ops, &mountpoint, config, session_config)?;
     let notifier = session.notifier();
     overlay.watch_attrs(move |ino| {
         let attributes_alone = -1;
@@ -135,7 +169,7 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
             log::debug!("tell the kernel of {}: {error}", ino.0);
         }
     });
-    Ok(Mounted { session: Some(session), mountpoint })
+    Ok(Mounted { session: Some(session), mountpoint, _auto_unmount: auto_unmount })
 }
 
 impl Mounted {

@@ -19,6 +19,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 
+use super::MountConfig;
 use super::beside::Beside;
 use super::convert;
 use super::stats::{Request, STATS_XATTR, Stats};
@@ -28,7 +29,8 @@ use crate::overlay::{
 };
 use crate::sys::{self, Caller, FileType};
 
-/// How long the kernel may believe what it was told: until it changes it itself.
+/// How long the kernel may believe what it was told, unless the mount says less: until it changes
+/// it itself.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 const GENERATION: Generation = Generation(0);
 /// Largest WRITE in bytes: what the kernel's default page limit (256) allows.
@@ -44,11 +46,21 @@ pub(super) struct Ops {
     overlay: Arc<Overlay>,
     beside: Beside,
     stats: Stats,
+    ttl: Duration,
+    max_write: u32,
+    xattrs: bool,
 }
 
 impl Ops {
-    pub(super) fn new(overlay: Arc<Overlay>) -> Self {
-        Self { overlay, beside: Beside::default(), stats: Stats::default() }
+    pub(super) fn new(overlay: Arc<Overlay>, config: &MountConfig) -> Self {
+        Self {
+            overlay,
+            beside: Beside::default(),
+            stats: Stats::default(),
+            ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
+            max_write: config.max_write.unwrap_or(MAX_WRITE),
+            xattrs: config.xattrs,
+        }
     }
 
     /// Runs an operation here, or beside the workers if it takes long.
@@ -71,16 +83,16 @@ fn errno(operation: &str, error: &Error) -> Errno {
 }
 
 /// Replies with an inode, found or made.
-fn reply_entry(reply: ReplyEntry, operation: &str, result: &Result<Attr>) {
+fn reply_entry(reply: ReplyEntry, ttl: Duration, operation: &str, result: &Result<Attr>) {
     match result {
-        Ok(attr) => reply.entry(&FOREVER, &convert::attr(attr), GENERATION),
+        Ok(attr) => reply.entry(&ttl, &convert::attr(attr), GENERATION),
         Err(error) => reply.error(errno(operation, error)),
     }
 }
 
-fn reply_attr(reply: ReplyAttr, operation: &str, result: &Result<Attr>) {
+fn reply_attr(reply: ReplyAttr, ttl: Duration, operation: &str, result: &Result<Attr>) {
     match result {
-        Ok(attr) => reply.attr(&FOREVER, &convert::attr(attr)),
+        Ok(attr) => reply.attr(&ttl, &convert::attr(attr)),
         Err(error) => reply.error(errno(operation, error)),
     }
 }
@@ -146,10 +158,13 @@ impl Filesystem for Ops {
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_POSIX_ACL
             | InitFlags::FUSE_HAS_IOCTL_DIR
             | InitFlags::FUSE_DONT_MASK;
-        let offered = wanted & config.capabilities();
+        let acl = match self.xattrs && self.overlay.has_acls() {
+            true => InitFlags::FUSE_POSIX_ACL,
+            false => InitFlags::empty(),
+        };
+        let offered = (wanted | acl) & config.capabilities();
         if let Err(refused) = config.add_capabilities(offered) {
             log::warn!("the kernel refuses {refused:?}");
         }
@@ -158,7 +173,7 @@ impl Filesystem for Ops {
             return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
         // Where the kernel's limit is lower it tells the nearest value.
-        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+        if let Err(nearest) = config.set_max_write(self.max_write) {
             let _ = config.set_max_write(nearest);
         }
         if let Err(nearest) = config.set_max_readahead(MAX_WRITE) {
@@ -173,8 +188,8 @@ impl Filesystem for Ops {
     fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.stats.count(Request::Lookup);
         match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
-            Err(Error::NotFound) => reply.entry(&FOREVER, &no_entry(), GENERATION),
-            result => reply_entry(reply, "lookup", &result),
+            Err(Error::NotFound) => reply.entry(&self.ttl, &no_entry(), GENERATION),
+            result => reply_entry(reply, self.ttl, "lookup", &result),
         }
     }
 
@@ -191,7 +206,7 @@ impl Filesystem for Ops {
         reply: ReplyAttr,
     ) {
         self.stats.count(Request::GetAttr);
-        reply_attr(reply, "getattr", &self.overlay.getattr(convert::ino(ino)));
+        reply_attr(reply, self.ttl, "getattr", &self.overlay.getattr(convert::ino(ino)));
     }
 
     fn setattr(
@@ -224,8 +239,9 @@ impl Filesystem for Ops {
             suidgid: SuidGid::AsCallerMay(caller(req)),
         };
         let ino = convert::ino(ino);
+        let ttl = self.ttl;
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
-            reply_attr(reply, "setattr", &overlay.setattr(ino, &change));
+            reply_attr(reply, ttl, "setattr", &overlay.setattr(ino, &change));
         });
     }
 
@@ -254,7 +270,7 @@ impl Filesystem for Ops {
         };
         let node = Node { kind, mode: mode & 0o7777, umask, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
-        reply_entry(reply, "mknod", &result);
+        reply_entry(reply, self.ttl, "mknod", &result);
     }
 
     fn mkdir(
@@ -270,7 +286,7 @@ impl Filesystem for Ops {
         let node =
             Node { kind: NodeKind::Directory, mode: mode & 0o7777, umask, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
-        reply_entry(reply, "mkdir", &result);
+        reply_entry(reply, self.ttl, "mkdir", &result);
     }
 
     fn unlink(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -297,7 +313,7 @@ impl Filesystem for Ops {
         let kind = NodeKind::Symlink(target.as_os_str().as_bytes());
         let node = Node { kind, mode: 0o777, umask: 0, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), link_name.as_bytes(), &node);
-        reply_entry(reply, "symlink", &result);
+        reply_entry(reply, self.ttl, "symlink", &result);
     }
 
     fn rename(
@@ -338,8 +354,9 @@ impl Filesystem for Ops {
         self.stats.count(Request::Link);
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
         let name = newname.as_bytes().to_vec();
+        let ttl = self.ttl;
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
-            reply_entry(reply, "link", &overlay.link(ino, parent, &name));
+            reply_entry(reply, ttl, "link", &overlay.link(ino, parent, &name));
         });
     }
 
@@ -362,7 +379,7 @@ impl Filesystem for Ops {
         let node = Node { kind: NodeKind::File, mode: mode & 0o7777, umask, owner: owner(req) };
         match self.overlay.create(convert::ino(parent), name.as_bytes(), &node) {
             Ok(attr) => reply.created(
-                &FOREVER,
+                &self.ttl,
                 &convert::attr(&attr),
                 GENERATION,
                 FileHandle(0),
@@ -492,13 +509,13 @@ impl Filesystem for Ops {
             match &entry.attr {
                 Some(attr) => {
                     let attr = convert::attr(attr);
-                    !reply.add(attr.ino, entry.cookie, name, &FOREVER, &attr, GENERATION)
+                    !reply.add(attr.ino, entry.cookie, name, &self.ttl, &attr, GENERATION)
                 }
                 // Node 0: no attributes come with the name.
                 None => {
                     let (ino, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
                     let attr = FileAttr { ino, kind, ..no_entry() };
-                    !reply.add(INodeNo(0), entry.cookie, name, &FOREVER, &attr, GENERATION)
+                    !reply.add(INodeNo(0), entry.cookie, name, &self.ttl, &attr, GENERATION)
                 }
             }
         });
@@ -550,6 +567,9 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         self.stats.count(Request::SetXattr);
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS); // and the kernel asks no more
+        }
         let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         let caller = caller(req);
@@ -568,6 +588,9 @@ impl Filesystem for Ops {
         reply: ReplyXattr,
     ) {
         self.stats.count(Request::GetXattr);
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         let result = if ino == INodeNo::ROOT && name == STATS_XATTR {
             Ok(self.stats.tell().into_bytes())
         } else {
@@ -578,11 +601,17 @@ impl Filesystem for Ops {
 
     fn listxattr(&self, _req: &fuser::Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.stats.count(Request::ListXattr);
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         reply_xattr(reply, "listxattr", size, &self.overlay.list_xattrs(convert::ino(ino)));
     }
 
     fn removexattr(&self, _req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.stats.count(Request::RemoveXattr);
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         let (ino, name) = (convert::ino(ino), name.as_bytes().to_vec());
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_empty(reply, "removexattr", &overlay.remove_xattr(ino, &name));

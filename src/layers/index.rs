@@ -5,6 +5,8 @@
 //! ```text
 //! WORK/index/<number in hex>   a hard link to the copied-up file whose origin has this number;
 //!                              only for origins that have several names in their layer
+//! WORK/spent/<number in hex>   a hard link to the upper file that this number was made of, while
+//!                              another file shows it: so upper gives the number to no third
 //! WORK/origins                 32-byte records, little-endian, the last one of a key wins:
 //!                                upper inode u64 | origin u64 | birth secs i64 | nanos u32 | left u32
 //! ```
@@ -47,6 +49,7 @@ const LONG_LOG: usize = 1 << 16;
 pub struct Index {
     work: OwnedFd,
     dir: OwnedFd,
+    spent: OwnedFd,
     log: Mutex<Log>,
     known: Mutex<Known>,
 }
@@ -68,6 +71,8 @@ struct Known {
     devices: HashMap<u64, Timestamp>,
     /// Origins with a link in `index/`.
     linked: HashSet<Ino>,
+    /// Origins with a link in `spent/`.
+    spent: HashSet<Ino>,
 }
 
 /// The names of an origin that still lie in its layer.
@@ -96,25 +101,17 @@ const LEFT_UNSAID: u32 = u32::MAX;
 impl Index {
     /// Opens or makes the index below `work`.
     pub fn open(work: BorrowedFd<'_>) -> sys::Result<Self> {
-        match rustix::fs::mkdirat(work, "index", Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-        }
-        let dir = sys::open_at(work, b"index", sys::O_DIRECTORY)?;
-        let mut known = Known::default();
+        let (dir, linked) = open_links(work, b"index")?;
+        let (spent, was_spent) = open_links(work, b"spent")?;
+        let mut known = Known { linked, spent: was_spent, ..Known::default() };
         let mut records = read_log(work, &mut known)?;
-        for entry in sys::read_dir(dir.as_fd())? {
-            if let Some(origin) = parse_link_name(&entry.name) {
-                known.linked.insert(origin);
-            }
-        }
         if records > SLACK * (known.needed() + 1) {
             rewrite_log(work, &known)?;
             records = known.needed();
         }
         let file = open_log(work)?;
         let work = sys::open_at(work, b".", sys::O_DIRECTORY)?;
-        Ok(Self { work, dir, log: Mutex::new(Log { file, records }), known: Mutex::new(known) })
+        Ok(Self { work, dir, spent, log: Mutex::new(Log { file, records }), known: Mutex::new(known) })
     }
 
     /// Tells the real 0:0 devices of the upper layer that `work` belongs to, without holding
@@ -163,7 +160,7 @@ impl Index {
     pub fn forget_origin(&self, upper_ino: u64, origin: Ino) -> sys::Result<()> {
         // Locked from here on, so that what is recorded of the number's next file comes after.
         let mut log = self.log.lock();
-        {
+        let was_spent = {
             let mut known = self.known.lock();
             let is_known = |(_, known): &(Timestamp, Ino)| *known == origin;
             let was_known = known.origins.get(&upper_ino).is_some_and(is_known);
@@ -173,10 +170,26 @@ impl Index {
             } else if !was_device {
                 return Ok(());
             }
+            was_known && known.spent.remove(&origin)
+        };
+        if was_spent {
+            let name = Self::link_name(origin);
+            rustix::fs::unlinkat(&self.spent, &name[..], AtFlags::empty()).ignoring(Errno::NOENT)?;
         }
         let birth = Timestamp::default();
         let gone = Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID };
         self.append_to(&mut log, &gone)
+    }
+
+    /// Keeps the upper file `upper`, whose number is `origin`, from going when another file takes
+    /// its place that shows the number further on.
+    pub fn keep_spent(&self, upper: BorrowedFd<'_>, origin: Ino) -> sys::Result<()> {
+        match sys::link_fd(upper, self.spent.as_fd(), &Self::link_name(origin)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        self.known.lock().spent.insert(origin);
+        Ok(())
     }
 
     /// The origin's names that still lie in its layer, if that was ever changed.
@@ -267,6 +280,18 @@ impl Index {
         log.records += 1;
         Ok(())
     }
+}
+
+/// Opens or makes a directory of links below `work`; with the numbers that it has.
+fn open_links(work: BorrowedFd<'_>, name: &[u8]) -> sys::Result<(OwnedFd, HashSet<Ino>)> {
+    match rustix::fs::mkdirat(work, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    let dir = sys::open_at(work, name, sys::O_DIRECTORY)?;
+    let names = sys::read_dir(dir.as_fd())?;
+    let numbers = names.iter().filter_map(|entry| parse_link_name(&entry.name)).collect();
+    Ok((dir, numbers))
 }
 
 fn open_log(work: BorrowedFd<'_>) -> sys::Result<File> {

@@ -9,14 +9,19 @@
 //! - [`upper`]: upper and workdir: temporaries, publish-by-rename, the lock
 //! - [`index`]: hard links and inode numbers that outlive copy-up, kept in workdir
 //! - [`private_xattr`]: xattrs that belong to unions and are never shown
+//! - [`id_map`], [`override_stat`], [`acl`]: owners, permissions and types that differ from the
+//!   files' own
 //! - [`redirect`]: where a renamed directory's or a metacopy's rest lies in the layers below
 //! - [`volatile`]: the marker of a mount that skips syncs
 //! - [`number`]: one number space for the inodes of several devices
 
+pub mod acl;
+pub mod id_map;
 pub mod index;
 pub mod lower;
 pub mod marks;
 pub mod number;
+pub mod override_stat;
 pub mod private_xattr;
 pub mod redirect;
 pub mod upper;

@@ -68,12 +68,23 @@ pub fn visible(list: &[u8]) -> Vec<u8> {
 
 /// Copies all xattrs that are not a union's own from one object to another.
 pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
+    copy_with(from, to, |name| Some(name.to_vec().into()))
+}
+
+/// As [`copy_others`], each under the name that `rename` gives; one of none is left out.
+pub fn copy_with<'a>(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    rename: impl Fn(&[u8]) -> Option<Cow<'a, [u8]>>,
+) -> sys::Result<()> {
     let list = match sys::list_xattrs(from) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
         result => result?,
     };
     for name in names(&list).filter(|name| unescape(name).is_some()) {
-        sys::set_xattr(to, name, &sys::get_xattr(from, name)?, 0)?;
+        if let Some(new_name) = rename(name) {
+            sys::set_xattr(to, &new_name, &sys::get_xattr(from, name)?, 0)?;
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Attributes: getattr, setattr, statfs.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Gid, Uid};
@@ -9,7 +9,7 @@ use super::Overlay;
 use super::error::{Context, Error, Result};
 use super::inode::Inode;
 use super::real::Access;
-use super::suidgid::{SuidGid, drop_suidgid};
+use super::suidgid::SuidGid;
 use crate::layers::number::Ino;
 use crate::sys::{self, FileType, Stat, TimeChange};
 
@@ -20,7 +20,8 @@ pub struct Attr {
     pub ino: Ino,
     /// Its type.
     pub kind: FileType,
-    /// The real file's attributes, with the union's link count.
+    /// The real file's attributes, with what the union shows as link count, owner, permissions and
+    /// type.
     pub stat: Stat,
 }
 
@@ -89,17 +90,18 @@ impl Overlay {
 
     /// Attributes from `stat`, or from the real file if that is not at hand.
     pub(super) fn attr_of(&self, inode: &Arc<Inode>, stat: Option<Stat>) -> Result<Attr> {
-        let mut stat = match stat {
+        let stat = match stat {
             Some(stat) => stat,
-            None => self.stat_object(inode)?,
+            None => self.stat_real_object(inode)?,
         };
+        let mut stat = self.shown(inode, stat)?;
         let left = self.upper.as_ref().and_then(|upper| upper.index().left(inode.ino));
         stat.nlink = self.nlink(inode, &stat, left.map(|left| left.names));
         stat.ctime = stat.ctime.max(left.map(|left| left.removed).unwrap_or_default());
         if let Some(data) = &inode.state.read().data {
             stat.blocks = data.blocks;
         }
-        Ok(Attr { ino: inode.ino, kind: inode.kind, stat })
+        Ok(Attr { ino: inode.ino, kind: stat.kind(), stat })
     }
 
     /// The link count that the merged tree shows.
@@ -115,7 +117,7 @@ impl Overlay {
         };
         if inode.is_dir() {
             return match linked || inode.ino == Ino::ROOT {
-                true if parts > 1 => 1,
+                true if parts > 1 || self.static_nlink => 1,
                 true => stat.nlink,
                 false => 0,
             };
@@ -139,6 +141,7 @@ impl Overlay {
         if let (true, SuidGid::AsCallerMay(caller)) = (change.names_nothing(), change.suidgid) {
             return self.change_nothing(ino, caller);
         }
+        self.owners.check(change.uid, change.gid)?; // before anything is copied up
         match change {
             SetAttr { size: Some(size), .. } => self.copy_up_shortened(&inode, *size)?,
             SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,
@@ -155,13 +158,13 @@ impl Overlay {
         if let Some(size) = change.size {
             let fd = self.data(inode, Access::Write)?;
             rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
-            drop_suidgid(fd.as_fd(), change.suidgid).context("drop setuid", b"")?;
+            self.drop_suidgid(fd.as_fd(), change.suidgid)?;
         }
+        self.change_owner_and_mode(inode, change.uid, change.gid, change.mode)?;
         let _stable = inode.attrs.read();
-        let is_touched = change.mode.or(change.uid).or(change.gid).is_some()
-            || change.atime.or(change.mtime).is_some();
-        if is_touched {
-            apply(&*self.object(inode)?, change)?;
+        if change.atime.or(change.mtime).is_some() {
+            let object = self.object(inode)?;
+            sys::set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
         }
         self.attr_of(inode, None)
     }
@@ -212,21 +215,6 @@ impl std::fmt::Debug for AttrWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AttrWatcher({})", self.0.get().is_some())
     }
-}
-
-/// Owner first: changing it drops setuid.
-fn apply(object: &OwnedFd, change: &SetAttr) -> Result<()> {
-    if change.uid.or(change.gid).is_some() {
-        let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
-        rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH).context("chown", b"")?;
-    }
-    if let Some(mode) = change.mode {
-        sys::chmod(object.as_fd(), mode).context("chmod", b"")?;
-    }
-    if change.atime.or(change.mtime).is_some() {
-        sys::set_times(object.as_fd(), change.atime, change.mtime).context("set times", b"")?;
-    }
-    Ok(())
 }
 
 /// The owner to give a file, or `None` for what it has already.

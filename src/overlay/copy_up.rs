@@ -14,15 +14,15 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 
 use super::Overlay;
-use super::attr::{self, Owner};
+use super::attr::Owner;
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::{Inode, Link, LowerData, UpperFile};
 use super::listing::{LayerIndex, Listing};
+use super::ownership::{read_target, write_target};
 use super::real::Access;
 use crate::layers::number::Ino;
-use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
 use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 
@@ -170,9 +170,9 @@ impl Overlay {
         let object = self.object(inode)?;
         let (fd, data) = match inode.kind {
             FileType::RegularFile => self.build_file(inode, lower, &temp, extent)?,
-            kind => (build_node(kind, lower, &temp, &object)?, None),
+            kind => (self.build_node(kind, lower, &temp, &object)?, None),
         };
-        copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
+        self.copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
         if inode.kind == FileType::RegularFile && !self.skips_sync()? {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
@@ -203,6 +203,44 @@ impl Overlay {
         let from = self.data(inode, Access::Read)?;
         sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
         Ok((fd, None))
+    }
+
+    /// Makes a node that is no regular file in workdir, or a regular file that stands for it.
+    fn build_node(
+        &self,
+        kind: FileType,
+        lower: &Stat,
+        temp: &Temp<'_>,
+        object: &OwnedFd,
+    ) -> Result<OwnedFd> {
+        let (dir, name) = (temp.dir(), temp.name());
+        let owner = Owner { uid: lower.uid, gid: lower.gid };
+        if self.needs_stand_in(kind, owner) {
+            let fd = temp.create_file(0o600).context("create copy", name)?;
+            if kind == FileType::Symlink {
+                write_target(&fd, &read_target(object)?)?;
+            }
+            return Ok(fd);
+        }
+        match kind {
+            FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
+            FileType::Symlink => rustix::fs::symlinkat(read_target(object)?, dir, name),
+            kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
+        }
+        .context("create copy", name)?;
+        sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
+    }
+
+    /// Gives the copy the owner, mode, xattrs and times of the lower file.
+    pub(super) fn copy_attributes(
+        &self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        lower: &Stat,
+    ) -> Result<()> {
+        self.owners.copy(from, to, lower)?;
+        sys::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
+            .context("set times of copy", b"")
     }
 
     /// Makes the copy known in the index, and then in upper; in neither, if that fails.
@@ -331,22 +369,6 @@ fn is_enough(inode: &Inode, extent: Extent) -> bool {
     }
 }
 
-/// Makes a node that is no regular file in workdir.
-fn build_node(kind: FileType, lower: &Stat, temp: &Temp<'_>, object: &OwnedFd) -> Result<OwnedFd> {
-    let (dir, name) = (temp.dir(), temp.name());
-    match kind {
-        FileType::Directory => rustix::fs::mkdirat(dir, name, Mode::RWXU),
-        FileType::Symlink => {
-            let target =
-                rustix::fs::readlinkat(object, c"", Vec::new()).context("read link", name)?;
-            rustix::fs::symlinkat(target, dir, name)
-        }
-        kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
-    }
-    .context("create copy", name)?;
-    sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
-}
-
 /// The name is upper's now, and covers the lower one.
 fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
     let Some(entry) = names.and_then(|names| names.get_mut(&overlay.hashing, name)) else {
@@ -364,20 +386,4 @@ fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
 /// A copy-up is no change of the directory that it happens in.
 pub(super) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
     sys::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
-}
-
-/// Gives the copy the owner, mode, xattrs and times of the lower file.
-pub(super) fn copy_attributes(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    lower: &Stat,
-) -> Result<()> {
-    let made = sys::fstat(to).context("stat copy", b"")?;
-    attr::chown(to, &made, Owner { uid: lower.uid, gid: lower.gid }).context("chown copy", b"")?;
-    if lower.kind() != FileType::Symlink {
-        sys::chmod(to, lower.mode).context("chmod copy", b"")?;
-    }
-    private_xattr::copy_others(from, to).context("copy xattrs", b"")?;
-    sys::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
-        .context("set times of copy", b"")
 }

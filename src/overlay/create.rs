@@ -15,9 +15,11 @@ use super::attr::{self, Attr, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
+use super::ownership::{Owners, real_mode, write_target};
 use super::{Overlay, held_name};
 use crate::layers::marks;
 use crate::layers::number::Ino;
+use crate::layers::override_stat::{OverrideStat, OverrideXattr};
 use crate::layers::upper::Upper;
 use crate::sys::{self, Errno, FileType, Stat};
 
@@ -162,11 +164,11 @@ impl Overlay {
     ) -> Result<Site<'a>> {
         let whiteout = self.prepare_name(parent, dir, name)?;
         let default_acl = match sys::get_xattr(dir, DEFAULT_ACL) {
-            Ok(acl) => Some(acl),
+            Ok(acl) => Some(acl).filter(|_| self.acl),
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => None,
             Err(errno) => return Err(errno).context("read default ACL", name),
         };
-        let parent = sys::fstat(dir).context("stat", name)?;
+        let parent = self.owners.held(dir, sys::fstat(dir).context("stat", name)?)?;
         Ok(Site { dir, name, parent, default_acl, whiteout })
     }
 
@@ -204,15 +206,16 @@ impl Overlay {
             None => node.mode & !node.umask,
         };
         let inherits = site.parent.mode & 0o2000 != 0;
-        let gid = if inherits { site.parent.gid } else { node.owner.gid };
-        let owner = Owner { uid: node.owner.uid, gid };
+        let held = self.owners.held_owner(node.owner)?;
+        let owner = Owner { gid: if inherits { site.parent.gid } else { held.gid }, ..held };
         let is_dir = matches!(node.kind, NodeKind::Directory);
         let opaque = is_dir && site.whiteout;
         // What one call in place makes: the daemon's own user and group, or the group of a
         // setgid parent, and no bits that mkdir(2) would drop.
         let own = owner.uid == rustix::process::geteuid().as_raw()
             && (inherits || owner.gid == rustix::process::getegid().as_raw());
-        if own && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
+        let is_kept = self.owners.overrides.is_some(); // what is in an xattr is no one call
+        if own && !is_kept && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
             return make_node(site.dir, site.name, node.kind, mode).context("create", site.name);
         }
         let mode = if is_dir && inherits { mode | 0o2000 } else { mode };
@@ -225,8 +228,12 @@ impl Overlay {
         let upper = self.upper()?;
         let mut temp = upper.temp();
         let Some(acl) = &site.default_acl else {
-            let node =
-                self.build(temp.dir(), temp.name(), blueprint).context("create", site.name)?;
+            let node = match self.owners.overrides {
+                Some(xattr) => self.build_kept(xattr, temp.dir(), temp.name(), blueprint)?,
+                None => {
+                    self.build(temp.dir(), temp.name(), blueprint).context("create", site.name)?
+                }
+            };
             return publish_node(&node, blueprint, || temp.publish(site.dir, site.name))
                 .context("create", site.name);
         };
@@ -267,6 +274,39 @@ impl Overlay {
             Some(upper) if kind.looks_like_whiteout() => upper.index().record_device(&made)?,
             _ => {}
         }
+        Ok(fd)
+    }
+
+    /// As [`build`](Self::build), where owner and mode are kept in an xattr.
+    fn build_kept(
+        &self,
+        xattr: OverrideXattr,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        blueprint: &Blueprint<'_>,
+    ) -> Result<OwnedFd> {
+        let Blueprint { kind, mode, owner, opaque } = *blueprint;
+        let file_type = kind.file_type();
+        let stands_in = self.needs_stand_in(file_type, owner);
+        let made = if stands_in { NodeKind::File } else { kind };
+        make_node(dir, name, made, real_mode(mode, made.file_type())).context("create", name)?;
+        let fd = sys::open_at(dir, name, sys::O_PATH).context("open", name)?;
+        if opaque {
+            Upper::make_opaque(fd.as_fd()).context("make opaque", name)?;
+        }
+        if let (true, NodeKind::Symlink(target)) = (stands_in, kind) {
+            write_target(&fd, target)?;
+        }
+        if !xattr.is_for(made.file_type()) {
+            return Ok(fd); // a symlink of who mounts
+        }
+        let node = stands_in.then_some(match kind {
+            NodeKind::Special { kind, rdev } => (kind, rdev),
+            _ => (file_type, 0),
+        });
+        let kept = OverrideStat { uid: owner.uid, gid: owner.gid, permissions: mode, node };
+        let real = sys::fstat(&fd).context("stat", name)?;
+        Owners::keep(xattr, fd.as_fd(), &real, &kept).context("keep override_stat", name)?;
         Ok(fd)
     }
 

@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
+use super::ownership::read_target;
 use super::real::{Access, OpenData};
 use super::suidgid::SuidGid;
 use super::{Atime, Overlay};
@@ -94,9 +95,7 @@ impl Overlay {
 
     /// Target of a symlink.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let object = self.object(&self.inode(ino)?)?;
-        let target = rustix::fs::readlinkat(&object, c"", Vec::new()).context("read link", b"")?;
-        Ok(target.into_bytes())
+        read_target(&*self.object(&self.inode(ino)?)?)
     }
 
     /// Makes a file's data durable; `data_only` leaves out what reading it does not need.

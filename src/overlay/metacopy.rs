@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Overlay;
-use super::copy_up::copy_attributes;
 use super::error::{Context, Result};
 use super::inode::{Inode, LowerData};
 use crate::layers::private_xattr;
@@ -89,7 +88,7 @@ impl Overlay {
             return Ok(());
         }
         private_xattr::drop_excess(object.as_fd(), copy.as_fd()).context("copy xattrs", b"")?;
-        copy_attributes(object.as_fd(), copy.as_fd(), &now)?;
+        self.copy_attributes(object.as_fd(), copy.as_fd(), &now)?;
         if !self.skips_sync()? {
             rustix::fs::fsync(copy).context("sync copy", b"")?;
         }

@@ -43,6 +43,7 @@ mod lookup;
 mod merge;
 mod metacopy;
 mod mount_options;
+mod ownership;
 mod readdir;
 mod real;
 mod remove;
@@ -59,6 +60,7 @@ pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};
 pub use listing::{Cookie, LayerIndex};
 pub use mount_options::{Atime, MountOptions, UpperForm, UpperOptions};
+pub use ownership::{Overrides, Ownership};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use suidgid::SuidGid;
@@ -66,6 +68,7 @@ pub use suidgid::SuidGid;
 use crate::layers::lower::Lower;
 use crate::layers::marks;
 use crate::layers::number::{Ino, Numbering};
+use crate::layers::override_stat::OverrideXattr;
 use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
 use crate::layers::volatile::{self, Volatile};
@@ -75,6 +78,7 @@ use fd_cache::FdCache;
 use held::HeldFds;
 use inode::{Inode, InodeTable};
 use listing::Hashing;
+use ownership::Owners;
 
 /// A mounted union.
 ///
@@ -88,6 +92,9 @@ pub struct Overlay {
     numbering: Numbering,
     hashing: Hashing,
     atime: Atime,
+    owners: Owners,
+    acl: bool,
+    static_nlink: bool,
     attr_watcher: AttrWatcher,
     /// The xattrs in which rich layers hold their pointers.
     namespace: Namespace,
@@ -125,6 +132,7 @@ impl Overlay {
             Some(places) => prepare_syncs(places, options)?,
             None => None,
         };
+        let owners = decide_owners(options, &lowers, upper.as_ref())?;
         let numbering = Numbering::default();
         let root = Arc::new(Self::root_inode(&lowers, upper.as_ref(), &numbering)?);
         Ok(Self {
@@ -132,6 +140,9 @@ impl Overlay {
             upper,
             volatile,
             atime: options.atime,
+            acl: options.acl && owners.allow_acls(),
+            owners,
+            static_nlink: options.static_nlink,
             attr_watcher: AttrWatcher::default(),
             namespace,
             makes_pointers,
@@ -152,6 +163,11 @@ impl Overlay {
     /// Whether a sync waits for disks.
     pub fn waits_for_disks(&self) -> bool {
         self.volatile.is_none()
+    }
+
+    /// Whether files have access control lists (acl(5)).
+    pub fn has_acls(&self) -> bool {
+        self.acl
     }
 
     /// How many inodes are known at the moment, the root included.
@@ -176,6 +192,17 @@ impl Overlay {
     fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Error::ReadOnly)
     }
+}
+
+/// Finds out whether the layers keep owners in xattrs: who asks for it has upper do so.
+fn decide_owners(
+    options: &MountOptions,
+    lowers: &[Lower],
+    upper: Option<&Upper>,
+) -> std::result::Result<Owners, crate::layers::Error> {
+    let roots = upper.map(Upper::root).into_iter().chain(lowers.iter().map(Lower::root));
+    let error = crate::layers::Error::io("read xattrs of", std::path::Path::new("the layers"));
+    Owners::new(&options.ownership, roots.map(OverrideXattr::of_layer)).map_err(error)
 }
 
 /// Looks after the marker of volatile mounts, of the last one and of this one.

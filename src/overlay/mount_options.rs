@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::ownership::Ownership;
+
 /// The layers of a union and how it treats them.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -19,6 +21,12 @@ pub struct MountOptions {
     /// When reading a file of upper changes its time of last access; files of lower layers
     /// keep theirs.
     pub atime: Atime,
+    /// Which owners are shown for those that the layers hold.
+    pub ownership: Ownership,
+    /// Whether files have access control lists (mount option `noacl`: they do not).
+    pub acl: bool,
+    /// Show a link count of 1 for every directory (mount option `static_nlink`).
+    pub static_nlink: bool,
     /// Who mounts, in words, for those who find the upper layer locked.
     pub holder: String,
     /// How many descriptors may be kept open for speed, and as many again for files that are
@@ -69,6 +77,9 @@ impl MountOptions {
             volatile: false,
             accept_loss: false,
             atime: Atime::Relative,
+            ownership: Ownership::default(),
+            acl: true,
+            static_nlink: false,
             holder: format!("pid {}", std::process::id()),
             max_open_files: 256,
         }

@@ -177,8 +177,18 @@ impl Overlay {
         Ok(None)
     }
 
-    /// Attributes of the real file; a link that holds it in workdir is not counted.
+    /// What the real file holds: its attributes, owner and permissions out of its override xattr
+    /// if it has one.
     pub(super) fn stat_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
+        let stat = self.stat_real_object(inode)?;
+        match self.owners.overrides {
+            Some(_) => self.owners.held(self.object(inode)?.as_fd(), stat),
+            None => Ok(stat),
+        }
+    }
+
+    /// Attributes of the real file; a link that holds it in workdir is not counted.
+    pub(super) fn stat_real_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
         let mut stat = match self.stat_by_name(inode)? {
             Some(stat) => stat,
             None => sys::fstat(self.object(inode)?.as_fd()).context("stat", b"")?,

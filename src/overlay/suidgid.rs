@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::AtFlags;
 
 use super::Overlay;
 use super::attr::Attr;
@@ -28,7 +28,8 @@ pub enum SuidGid {
 impl Overlay {
     /// Before the data changes: what is written must never run with the old bits.
     pub(super) fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
-        if drop_suidgid(fd.as_fd(), how.suidgid).context("drop setuid", b"")? {
+        self.drop_held_capabilities(fd.as_fd())?;
+        if self.drop_suidgid(fd.as_fd(), how.suidgid)? {
             self.attr_watcher.tell(ino);
         }
         Ok(())
@@ -41,7 +42,7 @@ impl Overlay {
     /// write that follows says itself what it drops, and nobody else may take a bit away.
     pub(super) fn change_nothing(&self, ino: Ino, caller: Caller) -> Result<Attr> {
         let inode = self.inode(ino)?;
-        let owner = self.stat_object(&inode)?.uid;
+        let owner = self.owners.shown_uid(self.stat_object(&inode)?.uid);
         let is_chown = match caller.uid {
             0 => {
                 let object = self.object(&inode)?;
@@ -53,6 +54,11 @@ impl Overlay {
             return self.getattr(ino);
         }
         self.copy_up_attributes(&inode)?;
+        if self.owners.overrides.is_some() {
+            let held = self.stat_object(&inode)?;
+            let uid = Some(self.owners.shown_uid(held.uid));
+            self.change_owner_and_mode(&inode, uid, None, None)?;
+        }
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         rustix::fs::chownat(&object, c"", None, None, AtFlags::EMPTY_PATH).context("chown", b"")?;
@@ -64,35 +70,37 @@ impl Overlay {
         let inode = self.inode(ino)?;
         let _stable = inode.attrs.read();
         let stat = self.stat_object(&inode)?;
-        if stat.mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) && !caller.has_fsetid() {
+        let is_member = || caller.is_in_group(self.owners.shown_gid(stat.gid));
+        if stat.mode & 0o2000 != 0 && !is_member() && !caller.has_fsetid() {
             let object = self.object(&inode)?;
-            sys::chmod(object.as_fd(), stat.permissions() & !0o2000).context("chmod", b"")?;
+            self.owners.set_permissions(object.as_fd(), stat.permissions() & !0o2000)?;
             self.attr_watcher.tell(ino);
         }
         Ok(())
     }
-}
 
-/// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
-/// the group may execute, or the caller is not in the group (inode(7)).
-/// Whether there was anything to drop.
-pub(super) fn drop_suidgid(fd: BorrowedFd<'_>, suidgid: SuidGid) -> sys::Result<bool> {
-    let caller = match suidgid {
-        SuidGid::Keep => return Ok(false),
-        SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
-    };
-    let stat = sys::fstat(fd)?;
-    let mode = stat.permissions();
-    let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
-    if mode & 0o6000 == 0 || may_keep() {
-        return Ok(false);
+    /// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
+    /// the group may execute, or the caller is not in the group (inode(7)).
+    /// Whether there was anything to drop.
+    pub(super) fn drop_suidgid(&self, fd: BorrowedFd<'_>, suidgid: SuidGid) -> Result<bool> {
+        let caller = match suidgid {
+            SuidGid::Keep => return Ok(false),
+            SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
+        };
+        let stat = self.owners.held(fd, sys::fstat(fd).context("stat", b"")?)?;
+        let mode = stat.permissions();
+        let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
+        if mode & 0o6000 == 0 || may_keep() {
+            return Ok(false);
+        }
+        let is_member = || caller.is_in_group(self.owners.shown_gid(stat.gid));
+        let mut kept = mode & !0o4000;
+        if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !is_member() {
+            kept &= !0o2000;
+        }
+        if kept != mode {
+            self.owners.set_permissions(fd, kept)?;
+        }
+        Ok(kept != mode)
     }
-    let mut kept = mode & !0o4000;
-    if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !caller.is_in_group(stat.gid) {
-        kept &= !0o2000;
-    }
-    if kept != mode {
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(kept))?;
-    }
-    Ok(kept != mode)
 }

@@ -1,45 +1,81 @@
 //! Extended attributes. Those of unions themselves are not there, whoever asks; names that
 //! could be taken for one are escaped.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::Overlay;
 use super::error::{Context, Error, Result};
+use super::inode::Inode;
+use crate::layers::acl;
 use crate::layers::number::Ino;
+use crate::layers::override_stat::OverrideXattr;
 use crate::layers::private_xattr;
 use crate::sys::{self, Caller, Errno};
-
-/// What the names of ACLs begin with.
-const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 impl Overlay {
     /// The value of an xattr.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        let object = self.object(&self.inode(ino)?)?;
-        match sys::get_xattr(object.as_fd(), &private_xattr::escape(name)) {
+        let inode = self.inode(ino)?;
+        let object = self.object(&inode)?;
+        let get = |held: &[u8]| match sys::get_xattr(object.as_fd(), held) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("get xattr", name),
+        };
+        if !self.acl && name.starts_with(acl::PREFIX) {
+            return Err(Errno::OPNOTSUPP).context("get ACL", name);
         }
+        if self.is_own_xattr(name) {
+            return Err(Error::NoXattr);
+        }
+        if let Some(held) = self.held_behind(&inode, name)
+            && let Ok(value) = get(&held)
+        {
+            return Ok(value);
+        }
+        let value = get(&private_xattr::escape(name))?;
+        Ok(if name.starts_with(acl::PREFIX) { self.owners.shown_acl(&value) } else { value })
     }
 
     /// The names of all xattrs, each ended by NUL.
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
         let object = self.object(&self.inode(ino)?)?;
         let list = sys::list_xattrs(object.as_fd()).context("list xattrs", b"")?;
-        Ok(private_xattr::visible(&list))
+        let visible = private_xattr::visible(&list);
+        if self.acl && self.owners.overrides.is_none() {
+            return Ok(visible);
+        }
+        let names = visible.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        let shown: BTreeSet<&[u8]> = names.filter_map(|name| self.shown_behind(name)).collect();
+        Ok(shown.into_iter().flat_map(|name| [name, &b"\0"[..]]).flatten().copied().collect())
     }
 
     /// Sets an xattr; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let inode = self.inode(ino)?;
+        if !self.acl && name.starts_with(acl::PREFIX) {
+            return Err(Errno::OPNOTSUPP).context("set ACL", name);
+        }
+        if self.is_own_xattr(name) {
+            return Err(Errno::PERM).context("set an xattr of the union's own", name);
+        }
         match name {
             b"system.posix_acl_access" => self.copy_up_for_mode(&inode, 0)?, // it may be any
             _ => self.copy_up_attributes(&inode)?,
         }
+        let value = match name.starts_with(acl::PREFIX) {
+            true => Cow::Owned(self.owners.held_acl(value)?),
+            false => Cow::Borrowed(value),
+        };
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
-        let held = private_xattr::escape(name);
-        sys::set_xattr(object.as_fd(), &held, value, flags).context("set xattr", name)?;
+        let held = match self.held_behind(&inode, name) {
+            Some(held) => held,
+            None => private_xattr::escape(name),
+        };
+        sys::set_xattr(object.as_fd(), &held, &value, flags).context("set xattr", name)?;
         self.attr_watcher.tell(ino); // the time of change, and with an ACL the mode
         Ok(())
     }
@@ -65,18 +101,51 @@ impl Overlay {
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         match self.get_xattr(ino, name) {
             // One that is not there is as good as removed (acl(5)).
-            Err(Error::NoXattr) if name.starts_with(ACL_PREFIX) => return Ok(()),
+            Err(Error::NoXattr) if name.starts_with(acl::PREFIX) => return Ok(()),
             result => result.map(drop)?,
         }
         let inode = self.inode(ino)?;
         self.copy_up_attributes(&inode)?;
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
-        match sys::remove_xattr(object.as_fd(), &private_xattr::escape(name)) {
-            Err(Errno::NODATA) => Err(Error::NoXattr),
-            result => result.context("remove xattr", name),
-        }?;
+        let behind = self.held_behind(&inode, name);
+        let names = behind.into_iter().chain([private_xattr::escape(name)]);
+        let mut found = false;
+        for held in names {
+            match sys::remove_xattr(object.as_fd(), &held) {
+                Err(Errno::NODATA) => {}
+                result => {
+                    result.context("remove xattr", name)?;
+                    found = true;
+                }
+            }
+        }
+        if !found {
+            return Err(Error::NoXattr);
+        }
         self.attr_watcher.tell(ino);
         Ok(())
+    }
+
+    /// Whether the xattr is where the union keeps owners, which is nobody else's business.
+    fn is_own_xattr(&self, name: &[u8]) -> bool {
+        self.owners.overrides.is_some_and(|xattr| xattr.is_own(name))
+    }
+
+    /// The name behind which the file holds what its filesystem would refuse to a user.
+    fn held_behind(&self, inode: &Arc<Inode>, name: &[u8]) -> Option<Cow<'static, [u8]>> {
+        let holds = |xattr: &OverrideXattr| xattr.is_for(inode.kind);
+        self.owners.overrides.filter(holds)?.held_name(name)
+    }
+
+    /// What is shown of a name that a file has.
+    fn shown_behind<'a>(&self, held: &'a [u8]) -> Option<&'a [u8]> {
+        if !self.acl && held.starts_with(acl::PREFIX) {
+            return None;
+        }
+        match self.owners.overrides {
+            Some(xattr) if xattr.is_own(held) => xattr.shown_name(held),
+            _ => Some(held),
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use plyfs::layers::number::Ino;
 use plyfs::overlay::{
-    Attr, Error, MountOptions, Node, NodeKind, Overlay, Owner, RenameMode, Result, SetAttr,
-    UpperForm, UpperOptions, WriteFlags,
+    Attr, Error, MountOptions, Node, NodeKind, Overlay, Owner, Ownership, RenameMode, Result,
+    SetAttr, UpperForm, UpperOptions, WriteFlags,
 };
 use plyfs::sys::FileType;
 
@@ -14,6 +14,7 @@ pub struct Union {
     pub dir: tempfile::TempDir,
     pub lowers: Vec<PathBuf>,
     pub form: UpperForm,
+    pub ownership: Ownership,
     overlay: Option<Overlay>,
 }
 
@@ -34,7 +35,8 @@ impl Union {
         for name in ["upper", "work"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let mut union = Self { dir, lowers, form, overlay: None };
+        let ownership = Ownership::default();
+        let mut union = Self { dir, lowers, form, ownership, overlay: None };
         union.remount();
         union
     }
@@ -51,12 +53,19 @@ impl Union {
         self.overlay.as_ref().unwrap()
     }
 
+    /// Closes the union and opens it anew with these owners.
+    pub fn own(&mut self, ownership: Ownership) {
+        self.ownership = ownership;
+        self.remount();
+    }
+
     /// Closes the union and opens it anew.
     pub fn remount(&mut self) {
         self.overlay = None;
         let mut options = MountOptions::new(self.lowers.clone());
         options.volatile = true; // no test here crashes the machine
         options.form = self.form;
+        options.ownership = self.ownership.clone();
         options.upper = Some(UpperOptions { upper: self.upper(), work: self.work() });
         self.overlay = Some(Overlay::open(&options).unwrap());
     }

@@ -22,6 +22,8 @@ use common::union::Union;
 use in_process::InProcess;
 use mounts::{By, Stacked};
 use op::{Op, With};
+use plyfs::layers::override_stat::OverrideXattr;
+use plyfs::overlay::{Overrides, Ownership};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use subject::{Directory, Plain, Subject, age};
@@ -188,6 +190,13 @@ fn in_process_beside_plain(with: With) -> Pair {
     beside_plain(Union::new(&MARKED), with)
 }
 
+fn kept_in_xattrs_beside_plain(with: With) -> Pair {
+    let mut union = Union::new(&MARKED);
+    let overrides = Overrides::In(OverrideXattr::Containers);
+    union.own(Ownership { overrides, ..Ownership::default() });
+    beside_plain(union, with)
+}
+
 fn rich_beside_plain(with: With) -> Pair {
     beside_plain(Union::rich(&MARKED), with)
 }
@@ -240,6 +249,11 @@ fn mounted_beside_kernel(with: With) -> Pair {
 #[test]
 fn in_process_as_on_a_plain_directory() {
     runs("in process", &in_process_beside_plain, RUNS);
+}
+
+#[test]
+fn with_owners_in_xattrs_as_on_a_plain_directory() {
+    runs("in process, owners in xattrs", &kept_in_xattrs_beside_plain, RUNS);
 }
 
 #[test]

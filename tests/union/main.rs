@@ -10,6 +10,7 @@ mod create;
 mod hard_links;
 mod marks;
 mod open_files;
+mod ownership;
 mod readdir;
 mod remove;
 mod rename;

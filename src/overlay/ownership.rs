@@ -1,0 +1,418 @@
+//! Owners, permissions and types as the mount shows them, where the layers hold others.
+//!
+//! ```text
+//! the file's own  ──>  its override xattr, if the union uses them  ──>  the id maps, squashing
+//!                 held                                            held                    shown
+//! ```
+//!
+//! Inside the union all is *held*: what comes through the mount is translated once, on its way in,
+//! and what goes out, once.
+//!
+//! Where owners are kept in xattrs, the real file belongs to who mounts, and has the permissions
+//! that are shown as far as that lets its owner read and write it. The xattr is changed first: a
+//! crash after that leaves a real mode that nobody sees. What can have no such xattr (a user's
+//! xattr_permissions=2: devices, FIFOs, sockets, and symlinks of others) is held as a regular file
+//! that says its type.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Gid, OFlags, Uid};
+
+use super::Overlay;
+use super::attr::{self, Owner};
+use super::error::{Context, Error, Result, best_effort};
+use super::inode::{Inode, Link, UpperFile};
+use crate::layers::id_map::IdMap;
+use crate::layers::override_stat::{OverrideStat, OverrideXattr};
+use crate::layers::private_xattr;
+use crate::sys::{self, Errno, FileType, Stat, TimeChange};
+
+/// Whether owners and modes are kept in xattrs (mount option `xattr_permissions`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overrides {
+    /// If a layer was written so: its root has the xattr.
+    #[default]
+    AsLayers,
+    /// No (`xattr_permissions=0`).
+    No,
+    /// Yes (`xattr_permissions=1` and `2`).
+    In(OverrideXattr),
+}
+
+/// What the mount shows as owners.
+#[derive(Clone, Debug, Default)]
+pub struct Ownership {
+    /// Users.
+    pub uids: IdMap,
+    /// Groups.
+    pub gids: IdMap,
+    /// Where the layers keep owners and modes.
+    pub overrides: Overrides,
+}
+
+/// [`Ownership`], decided for the layers of a union.
+#[derive(Debug)]
+pub(super) struct Owners {
+    uids: IdMap,
+    gids: IdMap,
+    pub(super) overrides: Option<OverrideXattr>,
+}
+
+/// A change of owner or permissions, held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Change {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mode: Option<u32>,
+}
+
+/// The real mode of a file whose permissions are kept in an xattr: its owner, who mounts, must be
+/// able to open it.
+pub(super) fn real_mode(permissions: u32, kind: FileType) -> u32 {
+    permissions & 0o777 | if kind == FileType::Directory { 0o700 } else { 0o600 }
+}
+
+/// Whether what has this owner can be made by who mounts, without a change of owner.
+pub(super) fn is_own(owner: Owner) -> bool {
+    owner.uid == rustix::process::geteuid().as_raw()
+        && owner.gid == rustix::process::getegid().as_raw()
+}
+
+impl Owners {
+    pub(super) fn new(
+        ownership: &Ownership,
+        mut roots: impl Iterator<Item = sys::Result<Option<OverrideXattr>>>,
+    ) -> sys::Result<Self> {
+        let overrides = match ownership.overrides {
+            Overrides::In(xattr) => Some(xattr),
+            Overrides::No => None,
+            Overrides::AsLayers => roots.find_map(|found| found.transpose()).transpose()?,
+        };
+        Ok(Self { uids: ownership.uids.clone(), gids: ownership.gids.clone(), overrides })
+    }
+
+    /// Whether lists of other users and groups mean anything.
+    pub(super) fn allow_acls(&self) -> bool {
+        self.overrides.is_none() && self.uids.squashed().or(self.gids.squashed()).is_none()
+    }
+
+    pub(super) fn shown_uid(&self, held: u32) -> u32 {
+        self.uids.shown(held)
+    }
+
+    pub(super) fn shown_gid(&self, held: u32) -> u32 {
+        self.gids.shown(held)
+    }
+
+    /// An ACL as it is shown.
+    pub(super) fn shown_acl(&self, acl: &[u8]) -> Vec<u8> {
+        let (uid, gid) = (|id| Some(self.uids.shown(id)), |id| Some(self.gids.shown(id)));
+        crate::layers::acl::translate(acl, uid, gid).unwrap_or_default()
+    }
+
+    /// An ACL as it is held.
+    pub(super) fn held_acl(&self, acl: &[u8]) -> Result<Vec<u8>> {
+        let held =
+            crate::layers::acl::translate(acl, |id| self.uids.held(id), |id| self.gids.held(id));
+        held.ok_or(Errno::OVERFLOW).context("hold the ids of an ACL", b"")
+    }
+
+    /// Who holds a new file of this owner. Of a squashed one nobody sees the owner, so who may not
+    /// give files away keeps them.
+    pub(super) fn held_owner(&self, shown: Owner) -> Result<Owner> {
+        let is_root = rustix::process::geteuid().is_root();
+        let held = |map: &IdMap, id: u32, own: u32| match map.squashed() {
+            Some(_) if !is_root => Ok(own),
+            _ => map.held(id).ok_or(Errno::OVERFLOW).context("hold an owner", b""),
+        };
+        Ok(Owner {
+            uid: held(&self.uids, shown.uid, rustix::process::geteuid().as_raw())?,
+            gid: held(&self.gids, shown.gid, rustix::process::getegid().as_raw())?,
+        })
+    }
+
+    /// The held id for one that a file is to be given; `None` if it is shown already.
+    fn held_change(map: &IdMap, id: Option<u32>) -> Result<Option<u32>> {
+        match id {
+            Some(id) if map.squashed() == Some(id) => Ok(None),
+            Some(id) => map.held(id).ok_or(Errno::OVERFLOW).context("hold an owner", b"").map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether files can be given this owner.
+    ///
+    /// # Errors
+    /// EOVERFLOW if no owner that a layer holds would be shown so.
+    pub(super) fn check(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        Self::held_change(&self.uids, uid)?;
+        Self::held_change(&self.gids, gid).map(drop)
+    }
+
+    /// Whether nobody sees the owner that a file is given, so that it need not be given.
+    fn hides_owners(&self) -> bool {
+        self.uids.squashed().is_some() && self.gids.squashed().is_some()
+    }
+
+    /// What is kept in the object's xattr, if it can have one and the union uses them.
+    fn override_of(&self, object: BorrowedFd<'_>, stat: &Stat) -> Result<Option<OverrideStat>> {
+        match self.overrides.filter(|xattr| xattr.is_for(stat.kind())) {
+            Some(xattr) => xattr.read(object).context("read override_stat", b""),
+            None => Ok(None),
+        }
+    }
+
+    /// What the object holds: owner and permissions out of its xattr, if it has one.
+    pub(super) fn held(&self, object: BorrowedFd<'_>, mut stat: Stat) -> Result<Stat> {
+        if let Some(kept) = self.override_of(object, &stat)? {
+            kept.apply(&mut stat);
+        }
+        Ok(stat)
+    }
+
+    /// Keeps owner and permissions in the object's xattr, and adapts its real mode.
+    pub(super) fn keep(
+        xattr: OverrideXattr,
+        object: BorrowedFd<'_>,
+        real: &Stat,
+        kept: &OverrideStat,
+    ) -> sys::Result<()> {
+        xattr.write(object, kept)?;
+        let mode = real_mode(kept.permissions, real.kind());
+        if real.kind() != FileType::Symlink && real.permissions() != mode {
+            sys::chmod(object, mode)?;
+        }
+        Ok(())
+    }
+
+    /// Changes owner and permissions of an object; owner first, for that drops setuid.
+    fn change(&self, object: BorrowedFd<'_>, change: &Change) -> Result<()> {
+        let real = sys::fstat(object).context("stat", b"")?;
+        if let Some(xattr) = self.overrides.filter(|xattr| xattr.is_for(real.kind())) {
+            let kept = self.override_of(object, &real)?;
+            let kept = changed(kept.unwrap_or_else(|| OverrideStat::of(&real)), &real, change);
+            if change.uid.or(change.gid).is_some() {
+                drop_held_capabilities(xattr, object)?;
+            }
+            return Self::keep(xattr, object, &real, &kept).context("keep override_stat", b"");
+        }
+        if change.uid.or(change.gid).is_some() {
+            let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
+            rustix::fs::chownat(object, c"", uid, gid, AtFlags::EMPTY_PATH)
+                .context("chown", b"")?;
+        }
+        match change.mode {
+            Some(mode) => sys::chmod(object, mode).context("chmod", b""),
+            None => Ok(()),
+        }
+    }
+
+    /// Changes the permissions of an object.
+    pub(super) fn set_permissions(&self, object: BorrowedFd<'_>, mode: u32) -> Result<()> {
+        self.change(object, &Change { mode: Some(mode), ..Change::default() })
+    }
+
+    /// Gives a copy owner and permissions of the original, and its xattrs (a change of owner drops
+    /// capabilities, so they come after).
+    pub(super) fn copy(
+        &self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        original: &Stat,
+    ) -> Result<()> {
+        let made = sys::fstat(to).context("stat copy", b"")?;
+        let Some(xattr) = self.overrides.filter(|xattr| xattr.is_for(made.kind())) else {
+            let owner = Owner { uid: original.uid, gid: original.gid };
+            match attr::chown(to, &made, owner) {
+                Err(Errno::PERM | Errno::INVAL) if self.hides_owners() => {}
+                result => result.context("chown copy", b"")?,
+            }
+            if original.kind() != FileType::Symlink {
+                sys::chmod(to, original.mode).context("chmod copy", b"")?;
+            }
+            return private_xattr::copy_others(from, to).context("copy xattrs", b"");
+        };
+        private_xattr::copy_with(from, to, |name| {
+            if name.starts_with(crate::layers::acl::PREFIX) {
+                return None; // the real mode is the union's own
+            }
+            xattr.held_name(name).or(Some(name.to_vec().into()))
+        })
+        .context("copy xattrs", b"")?;
+        let kept = self.override_of(from, original)?;
+        let mut kept = kept.unwrap_or_else(|| OverrideStat::of(original));
+        if original.kind() != made.kind() {
+            kept.node = Some((original.kind(), original.rdev));
+        }
+        Self::keep(xattr, to, &made, &kept).context("keep override_stat", b"")
+    }
+}
+
+/// What a chown or chmod makes of what is kept: as chown(2) says, a change of owner takes setuid
+/// away, and setgid where the group may execute.
+fn changed(mut kept: OverrideStat, real: &Stat, change: &Change) -> OverrideStat {
+    if change.uid.or(change.gid).is_some() && real.kind() != FileType::Directory {
+        kept.permissions &= !0o4000;
+        if kept.permissions & 0o010 != 0 {
+            kept.permissions &= !0o2000;
+        }
+    }
+    kept.uid = change.uid.unwrap_or(kept.uid);
+    kept.gid = change.gid.unwrap_or(kept.gid);
+    kept.permissions = change.mode.unwrap_or(kept.permissions) & 0o7777;
+    kept
+}
+
+/// Drops the capabilities of a file that the filesystem does not know of.
+fn drop_held_capabilities(xattr: OverrideXattr, object: BorrowedFd<'_>) -> Result<()> {
+    let Some(held) = xattr.held_name(b"security.capability") else {
+        return Ok(());
+    };
+    match sys::remove_xattr(object, &held) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(errno) => Err(errno).context("drop capabilities", b""),
+    }
+}
+
+impl Overlay {
+    /// What the mount shows for the real attributes of an inode.
+    pub(super) fn shown(&self, inode: &Arc<Inode>, mut stat: Stat) -> Result<Stat> {
+        if self.owners.overrides.is_some_and(|xattr| xattr.is_for(stat.kind())) {
+            let object = self.object(inode)?;
+            if let Some(kept) = self.owners.override_of(object.as_fd(), &stat)? {
+                kept.apply(&mut stat);
+                kept.apply_type(&mut stat);
+            }
+        }
+        stat.uid = self.owners.shown_uid(stat.uid);
+        stat.gid = self.owners.shown_gid(stat.gid);
+        Ok(stat)
+    }
+
+    /// Whether a regular file must stand for a file of this type and held owner in upper, for its
+    /// owner and permissions cannot be kept otherwise.
+    pub(super) fn needs_stand_in(&self, kind: FileType, owner: Owner) -> bool {
+        self.owners.overrides.is_some_and(|xattr| !xattr.is_for(kind))
+            && !(kind == FileType::Symlink && is_own(owner))
+    }
+
+    /// Changes owner and permissions of a file of upper, as the mount shows them.
+    pub(super) fn change_owner_and_mode(
+        &self,
+        inode: &Arc<Inode>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        mode: Option<u32>,
+    ) -> Result<()> {
+        let change = Change {
+            uid: Owners::held_change(&self.owners.uids, uid)?,
+            gid: Owners::held_change(&self.owners.gids, gid)?,
+            mode,
+        };
+        if change.uid.or(change.gid).or(change.mode).is_none() {
+            return Ok(());
+        }
+        if self.owners.overrides == Some(OverrideXattr::Containers)
+            && inode.kind == FileType::Symlink
+            && self.change_symlink(inode, &change)?
+        {
+            return Ok(());
+        }
+        // Reading, changing and writing the xattr must not meet another's.
+        let (_alone, _stable) = match self.owners.overrides {
+            Some(_) => (Some(inode.attrs.write()), None),
+            None => (None, Some(inode.attrs.read())),
+        };
+        self.owners.change(self.object(inode)?.as_fd(), &change)
+    }
+
+    /// Before the content changes: capabilities go that the filesystem does not know of.
+    pub(super) fn drop_held_capabilities(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.owners.overrides.map_or(Ok(()), |xattr| drop_held_capabilities(xattr, fd))
+    }
+
+    /// A symlink's owner, where that is kept in an xattr, which a symlink cannot have: a regular
+    /// file takes its place. False if there is one already.
+    fn change_symlink(&self, inode: &Arc<Inode>, change: &Change) -> Result<bool> {
+        let object = self.object(inode)?;
+        let link = sys::fstat(object.as_fd()).context("stat", b"")?;
+        if link.kind() != FileType::Symlink {
+            return Ok(false);
+        }
+        let kept = changed(OverrideStat::of(&link), &link, change);
+        if (kept.uid, kept.gid) == (link.uid, link.gid) {
+            return Ok(true);
+        }
+        if link.nlink > 1 {
+            return Err(Errno::PERM)
+                .context("change the owner of a symlink with several names", b"");
+        }
+        self.replace_symlink(inode, &object, &link, &kept)?;
+        Ok(true)
+    }
+
+    fn replace_symlink(
+        &self,
+        inode: &Arc<Inode>,
+        object: &OwnedFd,
+        link: &Stat,
+        kept: &OverrideStat,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let mut temp = upper.temp();
+        let kept = OverrideStat { node: Some((FileType::Symlink, 0)), ..*kept };
+        let fd = temp.create_file(0o600).context("stand in for a symlink", b"")?;
+        write_target(&fd, &read_target(object)?)?;
+        OverrideXattr::Containers.write(fd.as_fd(), &kept).context("keep override_stat", b"")?;
+        let times = (Some(TimeChange::At(link.atime)), Some(TimeChange::At(link.mtime)));
+        sys::set_times(fd.as_fd(), times.0, times.1).context("set times", b"")?;
+        if !self.skips_sync()? {
+            rustix::fs::fsync(&fd).context("sync", b"")?;
+        }
+        let stat = sys::fstat(&fd).context("stat", b"")?;
+        let index = upper.index();
+        index.keep_spent(object.as_fd(), inode.ino).context("keep a symlink's number", b"")?;
+        index.record_origin(&stat, inode.ino).context("record origin", b"")?;
+        loop {
+            let Link { parent, name } = inode.any_link().ok_or(Error::NotFound)?;
+            let _names = parent.dir.write();
+            if !inode.state.read().links.iter().any(|link| link.is(&parent, &name)) {
+                continue; // removed or renamed since
+            }
+            let dir = self.upper_dir(&parent)?;
+            let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
+            self.with_write_permission(&parent, &dir, || temp.publish(dir.as_fd(), &name))
+                .context("replace a symlink", &name)?;
+            let restored = super::copy_up::restore_times(dir.as_fd(), &before);
+            best_effort("restore a directory's times", restored);
+            inode.state.write().upper = Some(UpperFile::named(stat.ino));
+            break;
+        }
+        Ok(())
+    }
+}
+
+/// The target of a symlink, or of a regular file that stands for one.
+pub(super) fn read_target(object: &OwnedFd) -> Result<Vec<u8>> {
+    match rustix::fs::readlinkat(object, c"", Vec::new()) {
+        Ok(target) => return Ok(target.into_bytes()),
+        Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(errno) => return Err(errno).context("read link", b""),
+    }
+    let fd = sys::reopen(object.as_fd(), sys::O_READ).context("open", b"")?;
+    let mut target = vec![0; libc::PATH_MAX as usize];
+    let len = rustix::io::pread(&fd, &mut target, 0).context("read link", b"")?;
+    target.truncate(len);
+    Ok(target)
+}
+
+/// Writes a symlink's target into the regular file that stands for it; `object` may be `O_PATH`.
+pub(super) fn write_target(object: &OwnedFd, target: &[u8]) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let fd = sys::reopen(object.as_fd(), flags).context("open", b"")?;
+    match rustix::io::write(&fd, target).context("write a symlink's target", b"")? {
+        len if len == target.len() => Ok(()),
+        _ => Err(Errno::IO).context("write a symlink's target", b""),
+    }
+}
