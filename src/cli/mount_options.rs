@@ -99,7 +99,7 @@ const HELPER: &str = "mount.fuse.plyfs";
 
 /// The program's name as it was called, without directories.
 pub(super) fn name_of(args: &[OsString]) -> &OsStr {
-    let first = args.first().map(|first| std::path::Path::new(first));
+    let first = args.first().map(std::path::Path::new);
     first.and_then(|path| path.file_name()).unwrap_or(OsStr::new("plyfs"))
 }
 

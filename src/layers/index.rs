@@ -111,7 +111,13 @@ impl Index {
         }
         let file = open_log(work)?;
         let work = sys::open_at(work, b".", sys::O_DIRECTORY)?;
-        Ok(Self { work, dir, spent, log: Mutex::new(Log { file, records }), known: Mutex::new(known) })
+        Ok(Self {
+            work,
+            dir,
+            spent,
+            log: Mutex::new(Log { file, records }),
+            known: Mutex::new(known),
+        })
     }
 
     /// Tells the real 0:0 devices of the upper layer that `work` belongs to, without holding
@@ -174,7 +180,8 @@ impl Index {
         };
         if was_spent {
             let name = Self::link_name(origin);
-            rustix::fs::unlinkat(&self.spent, &name[..], AtFlags::empty()).ignoring(Errno::NOENT)?;
+            rustix::fs::unlinkat(&self.spent, &name[..], AtFlags::empty())
+                .ignoring(Errno::NOENT)?;
         }
         let birth = Timestamp::default();
         let gone = Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID };

@@ -215,7 +215,8 @@ impl Overlay {
     ) -> Result<OwnedFd> {
         let (dir, name) = (temp.dir(), temp.name());
         let owner = Owner { uid: lower.uid, gid: lower.gid };
-        if self.needs_stand_in(kind, owner) {
+        let has_links = kind == FileType::Symlink && lower.nlink > 1;
+        if self.needs_stand_in(kind, owner) || has_links && self.replaces_symlinks() {
             let fd = temp.create_file(0o600).context("create copy", name)?;
             if kind == FileType::Symlink {
                 write_target(&fd, &read_target(object)?)?;

@@ -119,7 +119,7 @@ impl Overlay {
         };
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
         self.attr_watcher.tell(parent.ino);
-        let inode = self.intern_new(&parent, name, &stat);
+        let inode = self.intern_new(&parent, name, node.kind.file_type(), &stat);
         if site.whiteout {
             // One that stays hides nothing of its own layer.
             best_effort("drop whiteout", self.upper()?.drop_whiteout(site.dir, name));
@@ -135,6 +135,7 @@ impl Overlay {
             return Err(Error::Exists);
         }
         self.copy_up(&inode)?;
+        self.prepare_symlink_for_links(&inode)?;
         self.copy_up(&parent)?;
         let mut names = parent.dir.write();
         let names = names.as_deref_mut().ok_or(Error::Stale)?;
@@ -311,14 +312,20 @@ impl Overlay {
     }
 
     /// The inode of a name that was just made.
-    fn intern_new(&self, parent: &Arc<Inode>, name: &[u8], stat: &Stat) -> Arc<Inode> {
+    fn intern_new(
+        &self,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        kind: FileType,
+        stat: &Stat,
+    ) -> Arc<Inode> {
         let number = self.number(stat, true);
         let state = State {
             links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
             upper: Some(UpperFile::named(stat.ino)),
             ..State::default()
         };
-        self.inodes.intern(number, || Inode::new(number, stat.kind(), state))
+        self.inodes.intern(number, || Inode::new(number, kind, state))
     }
 }
 

@@ -131,6 +131,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Inode {
     pub(super) ino: Ino,
+    /// As it is shown; a regular file may stand for it (see `ownership.rs`).
     pub(super) kind: FileType,
     /// References of the kernel; changed with the table's shard locked.
     lookups: AtomicU64,

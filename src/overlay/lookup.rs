@@ -234,13 +234,22 @@ impl Overlay {
             };
             state.data = self.metacopy(layer, dir.as_fd(), name)?;
         }
+        let kind = match (self.owners.overrides, entry.sources[0]) {
+            (None, _) => stat.kind(),
+            (Some(_), LayerIndex::Upper) => {
+                self.owners.kind(self.upper_dir(parent)?.as_fd(), name, &stat)?
+            }
+            (Some(_), LayerIndex::Lower(layer)) => {
+                let dir = self.lower_dir(lower_dir(layer)?)?;
+                self.owners.kind(dir.as_fd(), name, &stat)?
+            }
+        };
         let number = self.number(&stat, state.upper.is_some());
         let mut shown = Some(stat);
         if state.upper.is_none() && self.stands_in_upper(number) {
             state.upper = Some(UpperFile::named(self.indexed_inode(number)?));
             shown = None;
         }
-        let kind = stat.kind();
         let in_upper = state.upper.is_some();
         let inode = self.inodes.intern(number, || Inode::new(number, kind, state));
         inode.add_link(parent, name);

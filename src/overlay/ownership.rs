@@ -163,6 +163,18 @@ impl Owners {
         }
     }
 
+    /// The type of what has this name: a stand-in's is in its xattr.
+    pub(super) fn kind(&self, dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<FileType> {
+        let mut shown = *stat;
+        if stat.kind() == FileType::RegularFile {
+            let object = sys::open_at(dir, name, sys::O_PATH).context("open", name)?;
+            if let Some(kept) = self.override_of(object.as_fd(), stat)? {
+                kept.apply_type(&mut shown);
+            }
+        }
+        Ok(shown.kind())
+    }
+
     /// What the object holds: owner and permissions out of its xattr, if it has one.
     pub(super) fn held(&self, object: BorrowedFd<'_>, mut stat: Stat) -> Result<Stat> {
         if let Some(kept) = self.override_of(object, &stat)? {
@@ -297,6 +309,26 @@ impl Overlay {
             && !(kind == FileType::Symlink && is_own(owner))
     }
 
+    /// Whether a symlink's owner is kept in an xattr, which it cannot have itself.
+    pub(super) fn replaces_symlinks(&self) -> bool {
+        self.owners.overrides == Some(OverrideXattr::Containers)
+    }
+
+    /// Before a symlink of upper gets a second name: later its place could not be taken any more.
+    pub(super) fn prepare_symlink_for_links(&self, inode: &Arc<Inode>) -> Result<()> {
+        if inode.kind != FileType::Symlink || !self.replaces_symlinks() {
+            return Ok(());
+        }
+        let object = self.object(inode)?;
+        let link = sys::fstat(object.as_fd()).context("stat", b"")?;
+        match link.kind() {
+            FileType::Symlink => {
+                self.replace_symlink(inode, &object, &link, &OverrideStat::of(&link))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Changes owner and permissions of a file of upper, as the mount shows them.
     pub(super) fn change_owner_and_mode(
         &self,
@@ -313,7 +345,7 @@ impl Overlay {
         if change.uid.or(change.gid).or(change.mode).is_none() {
             return Ok(());
         }
-        if self.owners.overrides == Some(OverrideXattr::Containers)
+        if self.replaces_symlinks()
             && inode.kind == FileType::Symlink
             && self.change_symlink(inode, &change)?
         {

@@ -12,4 +12,5 @@ mod endurance;
 mod forms;
 mod limits;
 mod metadata;
+mod program;
 mod tree;
