@@ -111,7 +111,7 @@ impl Overlay {
     fn nlink(&self, inode: &Inode, stat: &Stat, left: Option<u32>) -> u32 {
         let (in_upper, linked, parts) = {
             let state = inode.state.read();
-            let lowers = state.lower_dirs.as_ref().map_or(0, |dirs| dirs.len());
+            let lowers = state.lower_dirs().len();
             let in_upper = state.upper.is_some();
             (in_upper, !state.links.is_empty(), lowers + usize::from(in_upper))
         };

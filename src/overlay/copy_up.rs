@@ -19,7 +19,7 @@ use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::{Inode, Link, LowerData, UpperFile};
-use super::listing::{LayerIndex, Listing};
+use super::listing::{LayerIndex, Listing, Sources};
 use super::ownership::{read_target, write_target};
 use super::real::Access;
 use crate::layers::number::Ino;
@@ -377,10 +377,9 @@ fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
     };
     entry.covers = true;
     if entry.kind == FileType::Directory {
-        entry.sources.insert(0, LayerIndex::Upper);
+        entry.sources.put_on_top(LayerIndex::Upper);
     } else {
-        entry.sources.clear();
-        entry.sources.push(LayerIndex::Upper);
+        entry.sources = Sources::of(LayerIndex::Upper);
     }
 }
 

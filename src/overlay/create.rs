@@ -181,7 +181,7 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &[u8],
     ) -> Result<bool> {
-        let has_lowers = parent.state.read().lower_dirs.as_ref().is_some_and(|d| !d.is_empty());
+        let has_lowers = !parent.state.read().lower_dirs().is_empty();
         if let Ok(stat) = sys::statx_at(dir, name)
             && stat.is_whiteout_device()
             && !self.upper()?.index().is_device(&stat)

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use super::held::Held;
-use super::listing::Listing;
+use super::listing::{Listing, Name};
 use crate::layers::number::Ino;
 use crate::sys::{FileType, Timestamp};
 
@@ -51,7 +51,7 @@ impl LowerDir {
 #[derive(Clone, Debug)]
 pub(super) struct LowerFile {
     pub(super) dir: Arc<LowerDir>,
-    pub(super) name: Box<[u8]>,
+    pub(super) name: Name,
 }
 
 impl LowerFile {
@@ -77,7 +77,7 @@ impl LowerFile {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) parent: Arc<Inode>,
-    pub(super) name: Box<[u8]>,
+    pub(super) name: Name,
 }
 
 impl Link {
@@ -113,18 +113,45 @@ pub(super) struct LowerData {
     pub(super) mtime: Timestamp,
 }
 
+/// What the lower layers have of an inode.
+#[derive(Debug, Default)]
+pub(super) enum Below {
+    /// Nothing: it was made in upper.
+    #[default]
+    Nothing,
+    /// A file, also after its copy-up.
+    File(LowerFile),
+    /// The directories that merge into it, topmost first.
+    Directories(Arc<[Arc<LowerDir>]>),
+}
+
 /// Where an inode lies.
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// Its known names; a directory has one, the root and deleted inodes have none.
     pub(super) links: SmallVec<[Link; 1]>,
     pub(super) upper: Option<UpperFile>,
-    /// For a file of a lower layer, also after its copy-up.
-    pub(super) lower: Option<LowerFile>,
+    pub(super) below: Below,
     /// For a metacopy: where its data lies.
     pub(super) data: Option<Arc<LowerData>>,
-    /// For a directory: the lower directories that merge into it, topmost first.
-    pub(super) lower_dirs: Option<Arc<[Arc<LowerDir>]>>,
+}
+
+impl State {
+    /// The lower layer's file, if it is or was one.
+    pub(super) fn lower(&self) -> Option<LowerFile> {
+        match &self.below {
+            Below::File(file) => Some(file.clone()),
+            Below::Nothing | Below::Directories(_) => None,
+        }
+    }
+
+    /// The lower directories that merge into it, topmost first.
+    pub(super) fn lower_dirs(&self) -> Arc<[Arc<LowerDir>]> {
+        match &self.below {
+            Below::Directories(dirs) => Arc::clone(dirs),
+            Below::Nothing | Below::File(_) => Arc::default(),
+        }
+    }
 }
 
 /// One file of the union.
@@ -191,14 +218,14 @@ impl Inode {
     }
 
     /// Notes that it is known as `name` in `parent`.
-    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &[u8]) {
+    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name) {
         let known = self.state.read().links.iter().any(|link| link.is(parent, name));
         if known {
             return;
         }
         let mut state = self.state.write();
         if !state.links.iter().any(|link| link.is(parent, name)) {
-            state.links.push(Link { parent: Arc::clone(parent), name: name.into() });
+            state.links.push(Link { parent: Arc::clone(parent), name: Arc::clone(name) });
         }
     }
 

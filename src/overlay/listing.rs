@@ -11,8 +11,10 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::iter;
+use std::sync::Arc;
 
-use smallvec::SmallVec;
+use thin_vec::ThinVec;
 
 use crate::sys::FileType;
 
@@ -25,15 +27,52 @@ pub enum LayerIndex {
     Lower(u16),
 }
 
+/// A file's name. There are as many as files are known, so who needs one shares it.
+pub(super) type Name = Arc<[u8]>;
+
+/// The layers that make a name, top first: one for a file, all that merge for a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sources {
+    top: LayerIndex,
+    /// Empty but for some directories.
+    below: ThinVec<LayerIndex>,
+}
+
+impl Sources {
+    /// Of one layer.
+    pub(super) fn of(top: LayerIndex) -> Self {
+        Self { top, below: ThinVec::new() }
+    }
+
+    pub(super) fn top(&self) -> LayerIndex {
+        self.top
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = LayerIndex> {
+        iter::once(self.top).chain(self.below.iter().copied())
+    }
+
+    /// Adds a layer below all others.
+    pub(super) fn push(&mut self, below: LayerIndex) {
+        self.below.push(below);
+    }
+
+    /// Adds a layer above all others.
+    pub(super) fn put_on_top(&mut self, top: LayerIndex) {
+        self.below.insert(0, self.top);
+        self.top = top;
+    }
+}
+
 /// Where a name comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// The name.
-    pub(super) name: Box<[u8]>,
+    pub(super) name: Name,
     /// Its type in the topmost layer that has it.
     pub(super) kind: FileType,
-    /// The layers that make it, top first: one for a file, all that merge for a directory.
-    pub(super) sources: SmallVec<[LayerIndex; 2]>,
+    /// The layers that make it.
+    pub(super) sources: Sources,
     /// Upper has it, and a lower layer has a name that would show if upper's went.
     pub(super) covers: bool,
 }
@@ -41,17 +80,12 @@ pub(super) struct Entry {
 impl Entry {
     /// A name that exists in upper only.
     pub(super) fn upper(name: &[u8], kind: FileType, covers: bool) -> Self {
-        Self {
-            name: name.into(),
-            kind,
-            sources: SmallVec::from_slice(&[LayerIndex::Upper]),
-            covers,
-        }
+        Self { name: name.into(), kind, sources: Sources::of(LayerIndex::Upper), covers }
     }
 
     /// Whether upper has the name.
     pub(super) fn in_upper(&self) -> bool {
-        self.sources.first() == Some(&LayerIndex::Upper)
+        self.sources.top() == LayerIndex::Upper
     }
 
     /// Whether deleting the name needs a whiteout.
@@ -121,7 +155,7 @@ impl Listing {
     /// Notes that all names are upper's and that no lower layer shows any more.
     pub(super) fn settle(&mut self) {
         for entry in self.entries.values_mut() {
-            entry.sources = SmallVec::from_slice(&[LayerIndex::Upper]);
+            entry.sources = Sources::of(LayerIndex::Upper);
             entry.covers = false;
         }
     }

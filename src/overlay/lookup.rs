@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::attr::Attr;
 use super::error::{Context, Error, Result};
-use super::inode::{Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
+use super::inode::{self, Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
 use super::{Overlay, held_name};
@@ -57,13 +57,13 @@ impl Overlay {
             numbering.number(stat.dev, stat.ino);
             state.upper = Some(UpperFile::named(stat.ino));
         }
-        for lower in lowers {
+        for lower in lowers.iter() {
             let stat =
                 sys::fstat(lower.root()).map_err(crate::layers::Error::io("stat", lower.path()))?;
             numbering.number(stat.dev, stat.ino);
         }
         let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default())).collect();
-        state.lower_dirs = Some(dirs);
+        state.below = inode::Below::Directories(dirs);
         Ok(Inode::new(Ino::ROOT, FileType::Directory, state))
     }
 
@@ -96,8 +96,8 @@ impl Overlay {
     /// Takes back `count` references to an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
         for gone in self.inodes.forget(ino, count) {
-            let lowers = gone.state.read().lower_dirs.clone();
-            self.fds.forget(gone.ino, lowers.iter().flat_map(|dirs| dirs.iter()));
+            let lowers = gone.state.read().lower_dirs();
+            self.fds.forget(gone.ino, lowers.iter());
         }
     }
 
@@ -143,9 +143,8 @@ impl Overlay {
         let mut merge = Merge::default();
         let (in_upper, lowers) = {
             let state = dir.state.read();
-            (state.upper.is_some(), state.lower_dirs.clone())
+            (state.upper.is_some(), state.lower_dirs())
         };
-        let lowers = lowers.as_deref().unwrap_or_default();
         let mut open = true;
         if in_upper {
             let fd = self.upper_dir(dir)?;
@@ -155,7 +154,7 @@ impl Overlay {
             open = merge.add(LayerIndex::Upper, found);
         }
         let mut used = 0;
-        for lower in lowers {
+        for lower in lowers.iter() {
             if !open {
                 break;
             }
@@ -166,7 +165,7 @@ impl Overlay {
             used += 1;
         }
         if used < lowers.len() {
-            dir.state.write().lower_dirs = Some(lowers[..used].into());
+            dir.state.write().below = inode::Below::Directories(lowers[..used].into());
         }
         Ok(merge.finish(&self.hashing))
     }
@@ -178,16 +177,17 @@ impl Overlay {
         entry: &Entry,
     ) -> Result<(Arc<Inode>, Option<Stat>)> {
         let name = &*entry.name;
-        let lower_dirs = parent.state.read().lower_dirs.clone();
-        let lower_dir = |layer: u16| {
-            let dirs = lower_dirs.as_deref().unwrap_or_default();
-            dirs.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale)
-        };
+        let lower_dirs = parent.state.read().lower_dirs();
+        let lower_dir =
+            |layer: u16| lower_dirs.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale);
         let mut state = State {
-            links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
+            links: SmallVec::from_iter([Link {
+                parent: Arc::clone(parent),
+                name: Arc::clone(&entry.name),
+            }]),
             ..State::default()
         };
-        let stat = match entry.sources.first().ok_or(Error::NotFound)? {
+        let stat = match entry.sources.top() {
             LayerIndex::Upper => {
                 let dir = self.upper_dir(parent)?;
                 let stat = sys::statx_at(dir.as_fd(), name).context("stat upper", name)?;
@@ -195,46 +195,47 @@ impl Overlay {
                 stat
             }
             LayerIndex::Lower(layer) => {
-                let dir = lower_dir(*layer)?;
+                let dir = lower_dir(layer)?;
                 let fd = self.lower_dir(dir)?;
                 if entry.kind == FileType::Directory
-                    && !self.lowers[usize::from(*layer)].is_private()
+                    && !self.lowers[usize::from(layer)].is_private()
                 {
                     refuse_mountpoint(fd.as_fd(), name)?;
                 }
                 let stat = sys::statx_at(fd.as_fd(), name).context("stat lower", name)?;
                 if entry.kind != FileType::Directory {
-                    state.lower = Some(LowerFile { dir: Arc::clone(dir), name: name.into() });
+                    let name = Arc::clone(&entry.name);
+                    state.below = inode::Below::File(LowerFile { dir: Arc::clone(dir), name });
                 }
                 stat
             }
         };
         if entry.kind == FileType::Directory {
             let mut dirs = Vec::new();
-            for source in &entry.sources {
+            for source in entry.sources.iter() {
                 let dir = match source {
                     LayerIndex::Upper => self.upper_dir(parent)?,
                     LayerIndex::Lower(layer) => {
-                        let dir = lower_dir(*layer)?;
+                        let dir = lower_dir(layer)?;
                         dirs.push(dir.child(name));
                         self.lower_dir(dir)?
                     }
                 };
-                if let Some(parts) = self.redirect(*source, dir.as_fd(), name)? {
+                if let Some(parts) = self.redirect(source, dir.as_fd(), name)? {
                     dirs.extend(parts);
                     break;
                 }
             }
-            state.lower_dirs = Some(dirs.into());
+            state.below = inode::Below::Directories(dirs.into());
         } else if redirect::may_be_metacopy(&stat) {
-            let layer = entry.sources[0];
+            let layer = entry.sources.top();
             let dir = match layer {
                 LayerIndex::Upper => self.upper_dir(parent)?,
                 LayerIndex::Lower(layer) => self.lower_dir(lower_dir(layer)?)?,
             };
             state.data = self.metacopy(layer, dir.as_fd(), name)?;
         }
-        let kind = match (self.owners.overrides, entry.sources[0]) {
+        let kind = match (self.owners.overrides, entry.sources.top()) {
             (None, _) => stat.kind(),
             (Some(_), LayerIndex::Upper) => {
                 self.owners.kind(self.upper_dir(parent)?.as_fd(), name, &stat)?
@@ -252,7 +253,7 @@ impl Overlay {
         }
         let in_upper = state.upper.is_some();
         let inode = self.inodes.intern(number, || Inode::new(number, kind, state));
-        inode.add_link(parent, name);
+        inode.add_link(parent, &entry.name);
         if !in_upper && inode.in_upper() {
             shown = None;
         }

@@ -7,9 +7,7 @@
 
 use std::collections::HashMap;
 
-use smallvec::SmallVec;
-
-use super::listing::{Entry, Hashing, LayerIndex, Listing};
+use super::listing::{Entry, Hashing, LayerIndex, Listing, Sources};
 use crate::layers::lower::LayerDir;
 use crate::sys::FileType;
 
@@ -23,7 +21,7 @@ struct Fate {
 
 struct Shown {
     kind: FileType,
-    sources: SmallVec<[LayerIndex; 2]>,
+    sources: Sources,
     covers: bool,
 }
 
@@ -52,14 +50,14 @@ impl Merge {
 
     fn add_entry(&mut self, index: LayerIndex, name: Box<[u8]>, kind: FileType) {
         let Some(fate) = self.names.get_mut(&name) else {
-            let shown = Shown { kind, sources: SmallVec::from_slice(&[index]), covers: false };
+            let shown = Shown { kind, sources: Sources::of(index), covers: false };
             self.names.insert(name, Fate { shown: Some(shown), open: true });
             return;
         };
         let Some(shown) = fate.shown.as_mut().filter(|_| fate.open) else {
             return;
         };
-        shown.covers |= shown.sources.first() == Some(&LayerIndex::Upper);
+        shown.covers |= shown.sources.top() == LayerIndex::Upper;
         if shown.kind == FileType::Directory && kind == FileType::Directory {
             shown.sources.push(index);
         } else {
@@ -72,6 +70,7 @@ impl Merge {
         let mut listing = Listing::default();
         for (name, fate) in self.names {
             if let Some(Shown { kind, sources, covers }) = fate.shown {
+                let name = name.into();
                 listing.insert(hashing, Entry { name, kind, sources, covers });
             }
         }

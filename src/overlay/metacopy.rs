@@ -56,7 +56,7 @@ impl Overlay {
         let data = {
             let state = inode.state.read();
             let of_lower = || {
-                let file = state.lower.clone()?;
+                let file = state.lower()?;
                 let Stat { blocks, size, mtime, .. } = *lower;
                 Some(Arc::new(LowerData { file, blocks, size, mtime }))
             };

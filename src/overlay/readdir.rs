@@ -1,5 +1,7 @@
 //! Reading a merged directory.
 
+use std::sync::Arc;
+
 use super::Overlay;
 use super::attr::Attr;
 use super::error::{Error, Result};
@@ -64,7 +66,7 @@ impl Overlay {
                 .listing(&inode)?
                 .after(cookie)
                 .take(BATCH)
-                .map(|(cookie, entry)| (cookie, entry.name.clone(), entry.kind))
+                .map(|(cookie, entry)| (cookie, Arc::clone(&entry.name), entry.kind))
                 .collect();
             if batch.is_empty() {
                 return Ok(());

@@ -14,6 +14,7 @@ use super::error::{Context, Error, Result};
 use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::{Inode, Link, LowerDir, LowerFile, UpperFile};
+use super::listing::Name;
 use super::{Atime, Overlay};
 use crate::layers::index::Index;
 use crate::layers::number::Ino;
@@ -74,7 +75,7 @@ impl Overlay {
 
     /// Opens the path from the nearest kept ancestor down; `None` if a rename crossed it.
     fn try_upper_dir(&self, inode: &Arc<Inode>) -> Result<Option<Arc<OwnedFd>>> {
-        let mut missing: Vec<(Arc<Inode>, Box<[u8]>, u64)> = Vec::new();
+        let mut missing: Vec<(Arc<Inode>, Name, u64)> = Vec::new();
         let mut at = Arc::clone(inode);
         let mut fd = loop {
             if let Some(fd) = self.fds.get(FdKey::UpperDir(at.ino)) {
@@ -136,9 +137,9 @@ impl Overlay {
     fn directory_object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         let lower = {
             let state = inode.state.read();
-            match (&state.upper, &state.lower_dirs) {
-                (Some(_), _) => None,
-                (None, dirs) => dirs.as_ref().and_then(|dirs| dirs.first().cloned()),
+            match &state.upper {
+                Some(_) => None,
+                None => state.lower_dirs().first().cloned(),
             }
         };
         match lower {
@@ -148,7 +149,7 @@ impl Overlay {
     }
 
     fn lower_object(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        let lower = inode.state.read().lower.clone().ok_or(Error::Stale)?;
+        let lower = inode.state.read().lower().ok_or(Error::Stale)?;
         let dir = self.lower_dir(&lower.dir)?;
         let fd = sys::open_at(dir.as_fd(), &lower.name, sys::O_PATH)
             .context("open lower", &lower.name)?;
@@ -203,7 +204,7 @@ impl Overlay {
     fn stat_by_name(&self, inode: &Arc<Inode>) -> Result<Option<Stat>> {
         let (link, upper, lower) = {
             let state = inode.state.read();
-            (state.links.first().cloned(), state.upper.clone(), state.lower.clone())
+            (state.links.first().cloned(), state.upper.clone(), state.lower())
         };
         match (upper, link, lower) {
             (Some(UpperFile { ino, held: None }), Some(link), _) if link.parent.in_upper() => {
@@ -241,7 +242,7 @@ impl Overlay {
             let state = inode.state.read();
             match (&state.data, &state.upper) {
                 (Some(data), _) => Some((data.file.clone(), Some((data.size, data.mtime)))),
-                (None, None) => state.lower.clone().map(|file| (file, None)),
+                (None, None) => state.lower().map(|file| (file, None)),
                 (None, Some(_)) => None,
             }
         };

@@ -19,8 +19,8 @@ use smallvec::SmallVec;
 
 use super::copy_up::restore_times;
 use super::error::{Context, Error, Result, best_effort};
-use super::inode::Inode;
-use super::listing::{Entry, LayerIndex, Listing};
+use super::inode::{self, Inode};
+use super::listing::{Entry, LayerIndex, Listing, Name};
 use super::lookup::Known;
 use super::{Overlay, held_name};
 use crate::layers::marks::{self, Meaning};
@@ -202,8 +202,8 @@ impl Overlay {
             }
         }
         // Never without a name in between, for those who look for one.
-        source.add_link(to.parent, to.name);
-        target.add_link(from.parent, from.name);
+        source.add_link(to.parent, &to.name.into());
+        target.add_link(from.parent, &from.name.into());
         source.remove_link(from.parent, from.name);
         target.remove_link(to.parent, to.name);
         for changed in [from.parent, to.parent, source, target] {
@@ -237,7 +237,7 @@ impl Overlay {
             names.insert(&self.hashing, Entry::upper(to.name, source.kind, covers));
         }
         // Never without a name in between, for those who look for one.
-        source.add_link(to.parent, to.name);
+        source.add_link(to.parent, &to.name.into());
         source.remove_link(from.parent, from.name);
     }
 
@@ -275,7 +275,7 @@ impl Overlay {
         if self.upper()?.is_rich() {
             self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", name)?;
         }
-        target.state.write().lower_dirs = Some(Arc::default());
+        target.state.write().below = inode::Below::Directories(Arc::default());
         for entry in sys::read_dir(dir.as_fd()).context("read directory", name)? {
             let is_device = entry.kind == FileType::CharacterDevice;
             if marks::meaning(&entry.name) == Meaning::Name && !is_device {
@@ -347,12 +347,9 @@ impl Overlay {
         if !self.makes_pointers {
             return Ok(false);
         }
-        let lowers = dir.state.read().lower_dirs.clone();
-        let parts: Vec<Below> = lowers
-            .iter()
-            .flat_map(|dirs| dirs.iter())
-            .map(|dir| Below { depth: dir.layer, path: dir.path.clone() })
-            .collect();
+        let lowers = dir.state.read().lower_dirs();
+        let parts: Vec<Below> =
+            lowers.iter().map(|dir| Below { depth: dir.layer, path: dir.path.clone() }).collect();
         let upper = self.upper_dir(dir)?;
         let mode = sys::fstat(upper.as_fd()).context("stat", b"")?.mode;
         if parts.is_empty() || !self.may_point(mode) {
@@ -364,9 +361,9 @@ impl Overlay {
     }
 
     /// Names in which a lower layer has a part.
-    fn lower_names(&self, dir: &Arc<Inode>) -> Result<Vec<Box<[u8]>>> {
+    fn lower_names(&self, dir: &Arc<Inode>) -> Result<Vec<Name>> {
         let listing = self.listing(dir)?;
-        let lower = |source: &LayerIndex| *source != LayerIndex::Upper;
+        let lower = |source: LayerIndex| source != LayerIndex::Upper;
         Ok(listing
             .after(0)
             .filter(|(_, entry)| entry.sources.iter().any(lower))
@@ -385,7 +382,7 @@ impl Overlay {
         }
         let fd = self.upper_dir(dir)?;
         make_opaque_unseen(&fd)?;
-        dir.state.write().lower_dirs = Some(Arc::default());
+        dir.state.write().below = inode::Below::Directories(Arc::default());
         names.settle();
         Ok(true)
     }
@@ -400,7 +397,7 @@ fn make_opaque_unseen(dir: &OwnedFd) -> Result<()> {
 }
 
 fn is_pure_upper(dir: &Inode) -> bool {
-    dir.state.read().lower_dirs.as_ref().is_none_or(|dirs| dirs.is_empty())
+    dir.state.read().lower_dirs().is_empty()
 }
 
 fn names_of<'a>(locked: &'a mut Locked<'_>, dir: &Inode) -> Option<&'a mut Listing> {
