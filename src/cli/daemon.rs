@@ -88,8 +88,9 @@ fn wait_until_ready(reader: OwnedFd) -> anyhow::Result<()> {
 /// Mounts, tells the parent how that went, and serves; false if any of it failed.
 fn run_daemon(plan: Plan, mut parent: File) -> bool {
     let closed = sys::close_inherited().context("close the caller's files");
-    let mounted = closed.and_then(|()| mount(plan)).and_then(|mounted| {
+    let mounted = closed.and_then(|()| mount(plan)).and_then(|mut mounted| {
         detach_from_caller().context("detach from the caller")?;
+        mounted.leave_namespace();
         Ok(mounted)
     });
     let told = match &mounted {

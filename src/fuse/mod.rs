@@ -25,6 +25,7 @@ use ops::Ops;
 pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
+use crate::sys::{Errno, MountNamespace};
 
 /// The filesystem type in /proc/mounts.
 pub const FS_TYPE: &str = "fuse.plyfs";
@@ -126,6 +127,8 @@ pub struct Mounted {
     /// Taken when it is served.
     session: Option<Session<Ops>>,
     mountpoint: PathBuf,
+    /// Where it is mounted, if not in the process's own mount namespace.
+    namespace: Option<MountNamespace>,
     /// While it is open, fusermount3 waits to take the mount away.
     _auto_unmount: Option<UnixStream>,
 }
@@ -133,10 +136,8 @@ pub struct Mounted {
 /// Nobody would serve it any more: takes it away again.
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.session.take().is_some()
-            && let Err(error) = unmount(&self.mountpoint, true)
-        {
-            log::warn!("{error}");
+        if self.session.take().is_some() {
+            detach(self.namespace, &self.mountpoint);
         }
     }
 }
@@ -169,29 +170,61 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
             log::debug!("tell the kernel of {}: {error}", ino.0);
         }
     });
-    Ok(Mounted { session: Some(session), mountpoint, _auto_unmount: auto_unmount })
+    Ok(Mounted { session: Some(session), mountpoint, namespace: None, _auto_unmount: auto_unmount })
+}
+
+/// Takes a mount away, in the namespace that has it.
+fn detach(namespace: Option<MountNamespace>, mountpoint: &Path) {
+    let Some(namespace) = namespace else {
+        if let Err(error) = unmount(mountpoint, true) {
+            log::error!("{error}");
+        }
+        return;
+    };
+    let mountpoint = mountpoint.to_owned();
+    let work = move || {
+        match namespace.enter() {
+            // With its last process the namespace went, and the mount with it.
+            Err(Errno::NOENT) => return,
+            Err(errno) => log::error!("enter the mount's namespace: {errno}"),
+            Ok(()) => {}
+        }
+        if let Err(error) = unmount(&mountpoint, true) {
+            log::error!("{error}");
+        }
+    };
+    // A thread of its own: it does not come back from there.
+    let thread = std::thread::Builder::new().name("unmount".into()).spawn(work);
+    if thread.map(std::thread::JoinHandle::join).is_err() {
+        log::error!("no thread to unmount the tree");
+    }
 }
 
 impl Mounted {
+    /// Leaves the mount namespace in which the tree was mounted, so that it can end: then the tree
+    /// goes too. To be called before [`serve`](Self::serve), with no other thread.
+    pub fn leave_namespace(&mut self) {
+        match MountNamespace::leave() {
+            Ok(left) => self.namespace = left,
+            Err(errno) => log::warn!("stay in the caller's mount namespace: {errno}"),
+        }
+    }
+
     /// Answers the kernel until the tree is unmounted, by whomever; SIGTERM, SIGINT and
     /// SIGHUP unmount it.
     pub fn serve(mut self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let handle = signals.handle();
-        let mountpoint = self.mountpoint.clone();
+        let (namespace, mountpoint) = (self.namespace, self.mountpoint.clone());
         let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
             for _ in &mut signals {
-                if let Err(error) = unmount(&mountpoint, true) {
-                    log::error!("{error}");
-                }
+                detach(namespace, &mountpoint);
             }
         })?;
         let result = self.session.take().map_or(Ok(()), Session::run);
         // A session that fails leaves a tree that nobody serves.
-        if result.is_err()
-            && let Err(error) = unmount(&self.mountpoint, true)
-        {
-            log::warn!("{error}");
+        if result.is_err() {
+            detach(self.namespace, &self.mountpoint);
         }
         handle.close();
         if watcher.join().is_err() {

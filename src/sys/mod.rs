@@ -10,6 +10,7 @@ mod daemon;
 mod dir;
 mod flags;
 mod metadata;
+mod namespace;
 mod object;
 mod stat;
 mod xattr;
@@ -25,6 +26,7 @@ pub use flags::{
     set_extended_flags, set_flags,
 };
 pub use metadata::{TimeChange, chmod, set_times, with_write_permission};
+pub use namespace::MountNamespace;
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
     open_dir, open_unmarked, proc_path, reopen,

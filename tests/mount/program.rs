@@ -257,3 +257,53 @@ fn what_cannot_be_is_said() {
         assert!(told.contains(expected), "{options}: {told}");
     }
 }
+
+/// Runs a script in a mount namespace of its own; `None` where there is none to be had.
+fn in_a_namespace(m: &Mount, script: &str) -> Option<String> {
+    let flags = if is_root() { "-m" } else { "-Urm" };
+    if !Command::new("unshare").args([flags, "true"]).status().is_ok_and(|s| s.success()) {
+        return None;
+    }
+    let script = script.replace("PLYFS", env!("CARGO_BIN_EXE_plyfs"));
+    let script = format!("cd '{}'; {script}", m.path("").display());
+    Some(run(Command::new("unshare").args([flags, "sh", "-euc", &script])))
+}
+
+fn is_running(pid: &str) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    state.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+}
+
+const MOUNT: &str = "PLYFS -o lowerdir=lower0,upperdir=upper,workdir=work merged
+     cut -d, -f1 work/lock | cut -c5-";
+
+#[test]
+fn a_mount_ends_with_its_namespace() {
+    need_mount!();
+    let m = Mount::unmounted(&["f=lower"]);
+    for n in 0..3 {
+        let script = format!(
+            "{MOUNT}; echo {n} >> merged/g; mv merged/f merged/f{n}; mv merged/f{n} merged/f"
+        );
+        let Some(daemon) = in_a_namespace(&m, &script) else {
+            return eprintln!("skipped: no mount namespace of one's own here");
+        };
+        wait_until("the daemon ends", || !is_running(daemon.trim()));
+    }
+    assert_eq!(std::fs::read_to_string(m.upper().join("g")).unwrap(), "0\n1\n2\n");
+}
+
+#[test]
+fn a_daemon_ends_its_mount_in_another_namespace() {
+    need_mount!();
+    let m = Mount::unmounted(&["f=lower"]);
+    let script = format!(
+        "pid=$({MOUNT}); cat merged/f; ls -A /proc/$pid/root; kill $pid
+         while mountpoint -q merged; do sleep 0.01; done; ls -A merged"
+    );
+    match in_a_namespace(&m, &script) {
+        None => eprintln!("skipped: no mount namespace of one's own here"),
+        // It keeps no mount of the namespace busy.
+        Some(told) => assert_eq!(told, "lowerdev\nproc\n"),
+    }
+}
