@@ -1,48 +1,105 @@
 //! Operations that run beside the workers: what copies a large file, or waits for a disk, has a
 //! thread of its own, so that it keeps no worker from answering others.
+//!
+//! A thread that is done waits a while for the next one: `chmod -R` brings thousands, one after
+//! the other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::overlay::Overlay;
 
 /// So many at a time; each is one that a process waits for.
 const MAX_BESIDE: usize = 256;
+/// How long a thread waits for the next operation.
+const IDLE: Duration = Duration::from_secs(2);
 
-/// How many run now.
-#[derive(Debug, Default)]
-pub(super) struct Beside(Arc<AtomicUsize>);
+type Operation = Box<dyn FnOnce(&Overlay) + Send>;
+
+/// The threads beside the workers.
+#[derive(Default)]
+pub(super) struct Beside(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Operations that run or wait for a thread.
+    count: AtomicUsize,
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Operation>,
+    /// Threads that wait for an operation, or will look for one next.
+    idle: usize,
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Beside({})", self.0.count.load(Ordering::Relaxed))
+    }
+}
 
 impl Beside {
     /// Whether an operation is worth a thread and may have one.
     pub(super) fn has_room_for(&self, takes_long: bool) -> bool {
-        takes_long && self.0.load(Ordering::Relaxed) < MAX_BESIDE
+        takes_long && self.0.count.load(Ordering::Relaxed) < MAX_BESIDE
     }
 
-    /// Runs the operation in a thread of its own; where there is none to be had, here.
+    /// Runs the operation in another thread; where there is none to be had, here.
     pub(super) fn run(
         &self,
         overlay: &Arc<Overlay>,
         operation: impl FnOnce(&Overlay) + Send + 'static,
     ) {
-        let (theirs, count) = (Arc::clone(overlay), Arc::clone(&self.0));
-        count.fetch_add(1, Ordering::Relaxed);
-        let operation = Arc::new(Mutex::new(Some(operation)));
-        let slot = Arc::clone(&operation);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.0.queue.lock();
+        queue.waiting.push_back(Box::new(operation));
+        if queue.waiting.len() <= queue.idle {
+            self.0.more.notify_one();
+            return;
+        }
+        drop(queue);
+        let (shared, theirs) = (Arc::clone(&self.0), Arc::clone(overlay));
         let thread = std::thread::Builder::new().name("beside".into());
-        let spawned = thread.spawn(move || {
-            let operation = slot.lock().take();
-            operation.into_iter().for_each(|operation| operation(&theirs));
-            drop(theirs);
-            count.fetch_sub(1, Ordering::Relaxed);
-        });
-        if let Err(error) = spawned {
+        if let Err(error) = thread.spawn(move || shared.serve(&theirs)) {
             log::debug!("no thread for an operation: {error}");
-            self.0.fetch_sub(1, Ordering::Relaxed);
-            let operation = operation.lock().take();
-            operation.into_iter().for_each(|operation| operation(overlay));
+            let operation = self.0.queue.lock().waiting.pop_front();
+            operation.into_iter().for_each(|operation| self.0.run(overlay, operation));
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, overlay: &Overlay, operation: Operation) {
+        operation(overlay);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Runs operations until there was none for a while.
+    fn serve(&self, overlay: &Overlay) {
+        while let Some(operation) = self.next() {
+            self.run(overlay, operation);
+        }
+    }
+
+    fn next(&self) -> Option<Operation> {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(operation) = queue.waiting.pop_front() {
+                return Some(operation);
+            }
+            queue.idle += 1;
+            let waited = self.more.wait_for(&mut queue, IDLE);
+            queue.idle -= 1;
+            if waited.timed_out() && queue.waiting.is_empty() {
+                return None;
+            }
         }
     }
 }

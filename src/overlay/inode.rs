@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -244,6 +244,9 @@ impl Inode {
 const SHARDS: usize = 64;
 /// How many inodes that could not be dropped yet are looked at again per forget.
 const LIMBO_BATCH: usize = 16;
+/// How many dropped inodes are a megabyte or more, and how often that is looked at.
+const WORTH_TRIMMING: usize = 4096;
+const LOOK_EVERY: usize = 1024;
 
 type Shard = Mutex<HashMap<Ino, Arc<Inode>>>;
 
@@ -253,6 +256,8 @@ pub(super) struct InodeTable {
     shards: Box<[Shard]>,
     /// Unreferenced by the kernel, but in use when last looked at.
     limbo: Mutex<Limbo>,
+    /// Inodes dropped since memory was last given back.
+    dropped: AtomicUsize,
 }
 
 /// A queue in which each number stands once.
@@ -284,6 +289,7 @@ impl InodeTable {
         let table = Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             limbo: Mutex::default(),
+            dropped: AtomicUsize::new(0),
         };
         root.lookups.store(1, Ordering::Relaxed); // the kernel never forgets the root
         table.shard(root.ino).lock().insert(root.ino, Arc::clone(root));
@@ -337,6 +343,18 @@ impl InodeTable {
             self.drop_unused(ino, &mut dropped);
         }
         dropped
+    }
+
+    /// Whether so many were dropped, of `more` just now, that their memory is worth giving back.
+    pub(super) fn has_shrunk_by(&self, more: usize) -> bool {
+        let dropped = self.dropped.fetch_add(more, Ordering::Relaxed) + more;
+        let is_due = (dropped - more) / LOOK_EVERY != dropped / LOOK_EVERY;
+        let has_shrunk = is_due && dropped >= WORTH_TRIMMING && dropped > self.len();
+        if has_shrunk {
+            self.dropped.store(0, Ordering::Relaxed);
+            self.shards.iter().for_each(|shard| shard.lock().shrink_to_fit());
+        }
+        has_shrunk
     }
 
     /// Drops the inode if nothing refers to it, and then its parents likewise.

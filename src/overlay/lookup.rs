@@ -95,9 +95,15 @@ impl Overlay {
 
     /// Takes back `count` references to an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
-        for gone in self.inodes.forget(ino, count) {
+        let gone = self.inodes.forget(ino, count);
+        for gone in &gone {
             let lowers = gone.state.read().lower_dirs();
             self.fds.forget(gone.ino, lowers.iter());
+        }
+        let count = gone.len();
+        drop(gone);
+        if count > 0 && self.inodes.has_shrunk_by(count) {
+            sys::trim_memory();
         }
     }
 

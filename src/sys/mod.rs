@@ -19,6 +19,7 @@ pub use caller::Caller;
 pub use copy::{copy_data, is_zero};
 pub use daemon::{
     Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,
+    trim_memory,
 };
 pub use dir::{RawEntry, read_dir};
 pub use flags::{
