@@ -141,7 +141,7 @@ impl Overlay {
         if let (true, SuidGid::AsCallerMay(caller)) = (change.names_nothing(), change.suidgid) {
             return self.change_nothing(ino, caller);
         }
-        self.owners.check(change.uid, change.gid)?; // before anything is copied up
+        self.check_owner(&inode, change.uid, change.gid)?;
         match change {
             SetAttr { size: Some(size), .. } => self.copy_up_shortened(&inode, *size)?,
             SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,

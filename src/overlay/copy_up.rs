@@ -10,6 +10,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::Mode;
 
@@ -91,13 +92,31 @@ impl Overlay {
 
     fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
         self.upper()?;
-        if is_enough(inode, extent) {
-            return Ok(());
+        if !is_enough(inode, extent) {
+            if let Some(link) = inode.any_link() {
+                self.copy_up_ancestors(&link.parent)?;
+            }
+            self.copy_up_one(inode, extent)?;
         }
-        if let Some(link) = inode.any_link() {
-            self.copy_up_ancestors(&link.parent)?;
+        self.link_known_names(inode);
+        Ok(())
+    }
+
+    /// Makes all names upper's that are known of a changed lower file of several: which one the
+    /// change came by cannot be told, and upper as a layer must have it.
+    fn link_known_names(&self, inode: &Arc<Inode>) {
+        let known = |inode: &Inode| inode.state.read().links.len();
+        if known(inode) == inode.linked.load(Ordering::Relaxed) || !self.is_indexed(inode) {
+            return;
         }
-        self.copy_up_one(inode, extent)
+        inode.linked.store(known(inode), Ordering::Relaxed);
+        let link = |n: usize| inode.state.read().links.get(n).cloned();
+        for Link { parent, name } in (0..).map_while(link) {
+            match self.copy_up_name(&parent, &name, inode) {
+                Err(Error::NotFound) => {} // removed or renamed since
+                linked => best_effort("copy up another name", linked),
+            }
+        }
     }
 
     /// As [`copy_up`](Self::copy_up), and makes this very name upper's: a hard link that the

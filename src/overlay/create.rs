@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::attr::{self, Attr, Owner};
 use super::error::{Context, Error, Result, best_effort};
+use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
 use super::ownership::{Owners, real_mode, write_target};
@@ -108,8 +109,12 @@ impl Overlay {
         }
         let dir = self.upper_dir(&parent)?;
         let site = self.site(&parent, dir.as_fd(), name)?;
-        self.make(&site, node)?;
-        let stat = match sys::statx_at(site.dir, name) {
+        let open = self.make(&site, node)?;
+        let looked_at = match &open {
+            Some(fd) => sys::fstat(fd),
+            None => sys::statx_at(site.dir, name),
+        };
+        let stat = match looked_at {
             Ok(stat) => stat,
             Err(errno) => {
                 // What fails must not be there later.
@@ -123,6 +128,9 @@ impl Overlay {
         if site.whiteout {
             // One that stays hides nothing of its own layer.
             best_effort("drop whiteout", self.upper()?.drop_whiteout(site.dir, name));
+        }
+        if let Some(fd) = open {
+            self.fds.put(FdKey::Write(inode.ino), fd); // who creates a file writes it
         }
         self.counted_attr(inode, Some(stat))
     }
@@ -201,7 +209,8 @@ impl Overlay {
         }
     }
 
-    fn make(&self, site: &Site<'_>, node: &Node<'_>) -> Result<()> {
+    /// Makes the node; with a descriptor for writing, where it has one anyway.
+    fn make(&self, site: &Site<'_>, node: &Node<'_>) -> Result<Option<OwnedFd>> {
         let mode = match site.default_acl {
             Some(_) => node.mode,
             None => node.mode & !node.umask,
@@ -217,10 +226,13 @@ impl Overlay {
             && (inherits || owner.gid == rustix::process::getegid().as_raw());
         let is_kept = self.owners.overrides.is_some(); // what is in an xattr is no one call
         if own && !is_kept && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
-            return make_node(site.dir, site.name, node.kind, mode).context("create", site.name);
+            let flags = self.upper_flags(sys::O_READWRITE);
+            return make_node(site.dir, site.name, node.kind, mode, flags)
+                .context("create", site.name);
         }
         let mode = if is_dir && inherits { mode | 0o2000 } else { mode };
-        self.make_in_work(site, &Blueprint { kind: node.kind, mode, owner, opaque })
+        self.make_in_work(site, &Blueprint { kind: node.kind, mode, owner, opaque })?;
+        Ok(None)
     }
 
     /// Builds the node in workdir. Where the parent has a default ACL, it is built in a
@@ -259,7 +271,8 @@ impl Overlay {
     ) -> sys::Result<OwnedFd> {
         let Blueprint { kind, mode, owner, opaque } = *blueprint;
         // The mark is made inside, whatever the mode shall be.
-        make_node(dir, name, kind, if opaque { mode | 0o700 } else { mode })?;
+        let bits = if opaque { mode | 0o700 } else { mode };
+        drop(make_node(dir, name, kind, bits, sys::O_READWRITE)?);
         let fd = sys::open_at(dir, name, sys::O_PATH)?;
         if opaque {
             Upper::make_opaque(fd.as_fd())?;
@@ -290,7 +303,8 @@ impl Overlay {
         let file_type = kind.file_type();
         let stands_in = self.needs_stand_in(file_type, owner);
         let made = if stands_in { NodeKind::File } else { kind };
-        make_node(dir, name, made, real_mode(mode, made.file_type())).context("create", name)?;
+        let bits = real_mode(mode, made.file_type());
+        drop(make_node(dir, name, made, bits, sys::O_READWRITE).context("create", name)?);
         let fd = sys::open_at(dir, name, sys::O_PATH).context("open", name)?;
         if opaque {
             Upper::make_opaque(fd.as_fd()).context("make opaque", name)?;
@@ -342,16 +356,23 @@ fn publish_node(
     }
 }
 
-/// Makes the bare node.
-fn make_node(dir: BorrowedFd<'_>, name: &[u8], kind: NodeKind<'_>, mode: u32) -> sys::Result<()> {
+/// Makes the bare node; a file is open with `flags`.
+fn make_node(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    kind: NodeKind<'_>,
+    mode: u32,
+    flags: OFlags,
+) -> sys::Result<Option<OwnedFd>> {
     let bits = Mode::from_raw_mode(mode);
     match kind {
         NodeKind::File => {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, bits).map(drop)
+            let flags = flags | OFlags::CREATE | OFlags::EXCL;
+            return rustix::fs::openat(dir, name, flags, bits).map(Some);
         }
         NodeKind::Directory => rustix::fs::mkdirat(dir, name, bits),
         NodeKind::Symlink(target) => rustix::fs::symlinkat(target, dir, name),
         NodeKind::Special { kind, rdev } => rustix::fs::mknodat(dir, name, kind, bits, rdev),
-    }
+    }?;
+    Ok(None)
 }

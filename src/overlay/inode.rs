@@ -169,6 +169,8 @@ pub(super) struct Inode {
     pub(super) attrs: RwLock<()>,
     /// Upper's inode number of the file that was synced with all there is to it; 0 for none.
     pub(super) synced: AtomicU64,
+    /// So many names were known when all known ones were made upper's.
+    pub(super) linked: AtomicUsize,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -183,6 +185,7 @@ impl Inode {
             state: RwLock::new(state),
             attrs: RwLock::new(()),
             synced: AtomicU64::new(0),
+            linked: AtomicUsize::new(1),
             dir: RwLock::new(None),
         }
     }

@@ -141,13 +141,25 @@ impl Owners {
         }
     }
 
-    /// Whether files can be given this owner.
+    /// The held owner that a change asks for.
+    ///
+    /// An id that the layer holds already is no change: podman gives the root of a mount with
+    /// mapped ids the owner that its directory has on disk.
     ///
     /// # Errors
     /// EOVERFLOW if no owner that a layer holds would be shown so.
-    pub(super) fn check(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-        Self::held_change(&self.uids, uid)?;
-        Self::held_change(&self.gids, gid).map(drop)
+    fn change_of(&self, uid: Option<u32>, gid: Option<u32>, now: &Stat) -> Result<Change> {
+        let held = |map: &IdMap, id: Option<u32>, now: u32| match Self::held_change(map, id) {
+            Err(_) if id == Some(now) => Ok(None),
+            result => result,
+        };
+        let (uid, gid) = (held(&self.uids, uid, now.uid)?, held(&self.gids, gid, now.gid)?);
+        Ok(Change { uid, gid, mode: None })
+    }
+
+    /// Whether owners are shown that are not held.
+    fn maps(&self) -> bool {
+        !self.uids.is_identity() || !self.gids.is_identity()
     }
 
     /// Whether nobody sees the owner that a file is given, so that it need not be given.
@@ -200,8 +212,10 @@ impl Owners {
 
     /// Changes owner and permissions of an object; owner first, for that drops setuid.
     fn change(&self, object: BorrowedFd<'_>, change: &Change) -> Result<()> {
-        let real = sys::fstat(object).context("stat", b"")?;
-        if let Some(xattr) = self.overrides.filter(|xattr| xattr.is_for(real.kind())) {
+        if let Some(xattr) = self.overrides
+            && let real = sys::fstat(object).context("stat", b"")?
+            && xattr.is_for(real.kind())
+        {
             let kept = self.override_of(object, &real)?;
             let kept = changed(kept.unwrap_or_else(|| OverrideStat::of(&real)), &real, change);
             if change.uid.or(change.gid).is_some() {
@@ -329,6 +343,19 @@ impl Overlay {
         }
     }
 
+    /// Fails if a file cannot be given this owner, before anything is copied up for it.
+    pub(super) fn check_owner(
+        &self,
+        inode: &Arc<Inode>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<()> {
+        if uid.or(gid).is_none() || !self.owners.maps() {
+            return Ok(());
+        }
+        self.owners.change_of(uid, gid, &self.stat_object(inode)?).map(drop)
+    }
+
     /// Changes owner and permissions of a file of upper, as the mount shows them.
     pub(super) fn change_owner_and_mode(
         &self,
@@ -337,11 +364,14 @@ impl Overlay {
         gid: Option<u32>,
         mode: Option<u32>,
     ) -> Result<()> {
-        let change = Change {
-            uid: Owners::held_change(&self.owners.uids, uid)?,
-            gid: Owners::held_change(&self.owners.gids, gid)?,
-            mode,
+        let change = match uid.or(gid) {
+            Some(_) if self.owners.maps() => {
+                self.owners.change_of(uid, gid, &self.stat_object(inode)?)?
+            }
+            Some(_) => Change { uid, gid, mode },
+            None => Change::default(),
         };
+        let change = Change { mode, ..change };
         if change.uid.or(change.gid).or(change.mode).is_none() {
             return Ok(());
         }

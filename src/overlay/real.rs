@@ -113,7 +113,7 @@ impl Overlay {
         Ok(Some(fd))
     }
 
-    /// An `O_PATH` descriptor of the real file: upper's if there is one, else the lower one.
+    /// A descriptor of the real file, `O_PATH` or open: upper's if there is one, else the lower one.
     pub(super) fn object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         if inode.is_dir() {
             return self.directory_object(inode);
@@ -125,6 +125,9 @@ impl Overlay {
             };
             if let Some(held) = upper.held {
                 return held.fd().context("open", b"");
+            }
+            if let Some(open) = self.fds.get(FdKey::Write(inode.ino)) {
+                return Ok(open);
             }
             if let Some(fd) = self.find_in_upper(inode, &upper)? {
                 return Ok(Arc::new(fd));
@@ -300,7 +303,7 @@ impl Overlay {
     }
 
     /// How a file of upper is opened for data.
-    fn upper_flags(&self, flags: OFlags) -> OFlags {
+    pub(super) fn upper_flags(&self, flags: OFlags) -> OFlags {
         match self.atime {
             Atime::Never => flags | OFlags::NOATIME,
             Atime::Relative | Atime::Always => flags,

@@ -131,3 +131,19 @@ fn losing_a_name_is_a_change_of_the_file() {
     assert!(ctime(&u, "a") > before);
     u.expect("a=x c=2 d=x");
 }
+
+#[test]
+fn upper_has_each_name_that_is_known_of_a_changed_file() {
+    let mut u = Union::new(&["l/a=x l/b=>l/a l/c=>l/a far/d=>l/a"]);
+    u.chmod("l/b", 0o600).unwrap(); // the others are not known yet
+    u.expect_upper("l/ l/b=x");
+    assert_eq!(u.names("l"), ["a", "b", "c"]);
+    u.write("l/c", 0, "y").unwrap();
+    u.expect_upper("l/ l/a=y l/b=y l/c=y");
+    u.ino("far/d").unwrap();
+    u.write("l/c", 0, "z").unwrap();
+    u.expect_upper("far/ far/d=z l/ l/a=z l/b=z l/c=z");
+    assert_eq!(u.stat("l/a").unwrap().stat.nlink, 4);
+    u.stack();
+    u.expect("far/ far/d=z l/ l/a=z l/b=z l/c=z");
+}

@@ -296,3 +296,15 @@ fn a_forged_value_is_an_error_and_not_an_owner() {
     assert_eq!(errno(u.stat("f")), Errno::IO);
     assert_eq!(shown(&u, "g").3, 0o644);
 }
+
+#[test]
+fn an_owner_that_the_layer_holds_is_no_change() {
+    let mut u = Union::new(&["d/"]);
+    let (uid, gid) = me();
+    u.own(maps(&format!("{uid}:70000:10"), &format!("{gid}:80000:10")));
+    // As podman does with the root of a mount; 65533 has no place, and is not held either.
+    chown(&u, "", uid, gid).unwrap();
+    assert_eq!(shown(&u, ""), (Directory, 70_000, 80_000, 0o755));
+    assert_eq!(errno(chown(&u, "", 65533, gid)), Errno::OVERFLOW);
+    assert_eq!(real(&u.upper()), (Directory, uid, gid, 0o755));
+}
