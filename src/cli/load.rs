@@ -26,6 +26,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
             archive::load_path(&store, file).with_context(|| super::shown(file.as_os_str()))
         }?;
         for loaded in &report.images {
+            index(&store, loaded);
             match loaded {
                 Loaded::Named(name) => super::say(format_args!("Loaded image: {name}")),
                 Loaded::Unnamed(id) => super::say(format_args!("Loaded image ID: {id}")),
@@ -40,4 +41,16 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         }
     }
     said
+}
+
+/// Makes the image's index now, so that its first mount need not.
+fn index(store: &Store, loaded: &Loaded) {
+    let made = match loaded {
+        Loaded::Named(name) => store.find_image(&name.to_string()),
+        Loaded::Unnamed(id) => Ok(*id),
+    }
+    .and_then(|id| store.merged_index(&id));
+    if let Err(error) = made {
+        log::warn!("index the image: {error}"); // it can be mounted without
+    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
 use crate::fuse::{Allow, MountConfig, MountFlag};
-use crate::overlay::{MountOptions, UpperForm, UpperOptions};
+use crate::overlay::{MountOptions, Overrides, UpperForm, UpperOptions};
 use crate::store::Store;
 
 /// Arguments of `plyfs mount`.
@@ -98,6 +98,9 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let store = Store::open(root)?;
     let image = store.find_image(asked)?;
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
+    check_layers(&options)?;
+    options.merged_index = store.merged_index(&image)?;
+    options.ownership.overrides = Overrides::No; // an image says itself who owns its files
     options.volatile = args.volatile;
     options.accept_loss = args.accept_loss;
     if args.read_only {

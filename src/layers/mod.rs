@@ -9,6 +9,7 @@
 //! - [`upper`]: upper and workdir: temporaries, publish-by-rename, the lock
 //! - [`index`]: hard links and inode numbers that outlive copy-up, kept in workdir
 //! - [`private_xattr`]: xattrs that belong to unions and are never shown
+//! - [`merged_index`]: the merged tree of layers that never change, written once
 //! - [`id_map`], [`override_stat`], [`acl`]: owners, permissions and types that differ from the
 //!   files' own
 //! - [`redirect`]: where a renamed directory's or a metacopy's rest lies in the layers below
@@ -20,6 +21,7 @@ pub mod id_map;
 pub mod index;
 pub mod lower;
 pub mod marks;
+pub mod merged_index;
 pub mod number;
 pub mod override_stat;
 pub mod private_xattr;

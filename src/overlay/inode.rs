@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::held::Held;
 use super::listing::{Listing, Name};
+use crate::layers::merged_index::DirId;
 use crate::layers::number::Ino;
 use crate::sys::{FileType, Timestamp};
 
@@ -27,23 +28,25 @@ pub(super) struct LowerDir {
     pub(super) layer: u16,
     /// Path below the layer's root; empty for the root.
     pub(super) path: Box<[u8]>,
+    /// The merged directory that it is a part of, all of whose parts are known by the index.
+    pub(super) merged: Option<DirId>,
 }
 
 impl LowerDir {
-    pub(super) fn new(layer: u16, path: Box<[u8]>) -> Arc<Self> {
+    pub(super) fn new(layer: u16, path: Box<[u8]>, merged: Option<DirId>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = LowerDirId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Self { id, layer, path })
+        Arc::new(Self { id, layer, path, merged })
     }
 
     /// The directory `name` in this one.
-    pub(super) fn child(&self, name: &[u8]) -> Arc<Self> {
+    pub(super) fn child(&self, name: &[u8], merged: Option<DirId>) -> Arc<Self> {
         let path = if self.path.is_empty() {
             name.into()
         } else {
             [&self.path, &b"/"[..], name].concat().into()
         };
-        Self::new(self.layer, path)
+        Self::new(self.layer, path, merged)
     }
 }
 
@@ -69,7 +72,7 @@ impl LowerFile {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&b""[..], path),
         };
-        Self { dir: LowerDir::new(layer, dir.into()), name: name.into() }
+        Self { dir: LowerDir::new(layer, dir.into(), None), name: name.into() }
     }
 }
 

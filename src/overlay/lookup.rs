@@ -9,12 +9,14 @@ use smallvec::SmallVec;
 
 use super::attr::Attr;
 use super::error::{Context, Error, Result};
+use super::indexing::Merged;
 use super::inode::{self, Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
 use super::{Overlay, held_name};
 use crate::layers::index::Index;
 use crate::layers::lower::{Lower, read_layer_dir};
+use crate::layers::merged_index::{self, DirId};
 use crate::layers::number::{Ino, Numbering};
 use crate::layers::redirect::{self, Below, Metacopy};
 use crate::layers::upper::Upper;
@@ -48,6 +50,7 @@ impl Overlay {
         lowers: &[Lower],
         upper: Option<&Upper>,
         numbering: &Numbering,
+        merged: Option<&Merged>,
     ) -> std::result::Result<Inode, crate::layers::Error> {
         let mut state = State::default();
         // Devices are numbered in the order of the stack, so that numbers last.
@@ -62,7 +65,9 @@ impl Overlay {
                 sys::fstat(lower.root()).map_err(crate::layers::Error::io("stat", lower.path()))?;
             numbering.number(stat.dev, stat.ino);
         }
-        let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default())).collect();
+        let merged = merged.map(|_| DirId::ROOT);
+        let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default(), merged));
+        let dirs = dirs.collect();
         state.below = inode::Below::Directories(dirs);
         Ok(Inode::new(Ino::ROOT, FileType::Directory, state))
     }
@@ -159,6 +164,10 @@ impl Overlay {
                 .context("read upper directory", b"")?;
             open = merge.add(LayerIndex::Upper, found);
         }
+        if let Some(entries) = open.then(|| self.merged_entries(&lowers)).flatten() {
+            merge.add_merged(entries);
+            return Ok(merge.finish(&self.hashing));
+        }
         let mut used = 0;
         for lower in lowers.iter() {
             if !open {
@@ -186,6 +195,7 @@ impl Overlay {
         let lower_dirs = parent.state.read().lower_dirs();
         let lower_dir =
             |layer: u16| lower_dirs.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale);
+        let merged = self.merged_entry(&lower_dirs, name);
         let mut state = State {
             links: SmallVec::from_iter([Link {
                 parent: Arc::clone(parent),
@@ -202,13 +212,10 @@ impl Overlay {
             }
             LayerIndex::Lower(layer) => {
                 let dir = lower_dir(layer)?;
-                let fd = self.lower_dir(dir)?;
-                if entry.kind == FileType::Directory
-                    && !self.lowers[usize::from(layer)].is_private()
-                {
-                    refuse_mountpoint(fd.as_fd(), name)?;
-                }
-                let stat = sys::statx_at(fd.as_fd(), name).context("stat lower", name)?;
+                let stat = match &merged {
+                    Some(merged) => self.stat_of(merged),
+                    None => self.stat_lower(dir, entry)?,
+                };
                 if entry.kind != FileType::Directory {
                     let name = Arc::clone(&entry.name);
                     state.below = inode::Below::File(LowerFile { dir: Arc::clone(dir), name });
@@ -218,14 +225,17 @@ impl Overlay {
         };
         if entry.kind == FileType::Directory {
             let mut dirs = Vec::new();
+            let below = merged.as_ref().and_then(merged_index::Entry::directory);
             for source in entry.sources.iter() {
+                if let LayerIndex::Lower(layer) = source {
+                    dirs.push(lower_dir(layer)?.child(name, below));
+                }
+                if !self.is_rich(source) {
+                    continue;
+                }
                 let dir = match source {
                     LayerIndex::Upper => self.upper_dir(parent)?,
-                    LayerIndex::Lower(layer) => {
-                        let dir = lower_dir(layer)?;
-                        dirs.push(dir.child(name));
-                        self.lower_dir(dir)?
-                    }
+                    LayerIndex::Lower(layer) => self.lower_dir(lower_dir(layer)?)?,
                 };
                 if let Some(parts) = self.redirect(source, dir.as_fd(), name)? {
                     dirs.extend(parts);
@@ -233,7 +243,7 @@ impl Overlay {
                 }
             }
             state.below = inode::Below::Directories(dirs.into());
-        } else if redirect::may_be_metacopy(&stat) {
+        } else if redirect::may_be_metacopy(&stat) && self.is_rich(entry.sources.top()) {
             let layer = entry.sources.top();
             let dir = match layer {
                 LayerIndex::Upper => self.upper_dir(parent)?,
@@ -266,6 +276,15 @@ impl Overlay {
         Ok((inode, shown))
     }
 
+    /// Looks at an entry in the layer that shows it.
+    fn stat_lower(&self, dir: &LowerDir, entry: &Entry) -> Result<Stat> {
+        let fd = self.lower_dir(dir)?;
+        if entry.kind == FileType::Directory && !self.lowers[usize::from(dir.layer)].is_private() {
+            refuse_mountpoint(fd.as_fd(), &entry.name)?;
+        }
+        sys::statx_at(fd.as_fd(), &entry.name).context("stat lower", &entry.name)
+    }
+
     /// Where the lower parts of a layer's directory `name` lie, if it says so.
     fn redirect(
         &self,
@@ -273,9 +292,6 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &[u8],
     ) -> Result<Option<Vec<Arc<LowerDir>>>> {
-        if !self.is_rich(layer) {
-            return Ok(None);
-        }
         let open = sys::open_at(dir, name, sys::O_DIRECTORY).context("open directory", name)?;
         let layers_below = self.lowers.len() - self.first_below(layer);
         let parts = self
@@ -284,7 +300,7 @@ impl Overlay {
             .context("read redirect", name)?;
         let Some(parts) = parts else { return Ok(None) };
         let place =
-            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path));
+            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path, None));
         parts.into_iter().map(place).collect::<Result<_>>().map(Some)
     }
 
@@ -295,9 +311,6 @@ impl Overlay {
         dir: BorrowedFd<'_>,
         name: &[u8],
     ) -> Result<Option<Arc<LowerData>>> {
-        if !self.is_rich(layer) {
-            return Ok(None);
-        }
         let open = sys::open_at(dir, name, sys::O_PATH).context("open file", name)?;
         let pointer = self.namespace.read_metacopy(open.as_fd()).context("read metacopy", name)?;
         let Some(Metacopy { file, blocks, size, mtime }) = pointer else { return Ok(None) };

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::listing::{Entry, Hashing, LayerIndex, Listing, Sources};
 use crate::layers::lower::LayerDir;
+use crate::layers::merged_index;
 use crate::sys::FileType;
 
 /// A name's fate while layers are added.
@@ -46,6 +47,35 @@ impl Merge {
         }
         self.opaque = dir.opaque;
         !self.opaque
+    }
+
+    /// Adds all layers below at once: what they show together.
+    pub(super) fn add_merged<'a>(
+        &mut self,
+        entries: impl Iterator<Item = merged_index::Entry<'a>>,
+    ) {
+        if self.opaque {
+            return;
+        }
+        for entry in entries {
+            let (mut layers, kind) = (entry.layers().map(LayerIndex::Lower), entry.kind());
+            let Some(fate) = self.names.get_mut(entry.name()) else {
+                let mut sources = Sources::of(LayerIndex::Lower(entry.top()));
+                layers.skip(1).for_each(|layer| sources.push(layer));
+                let shown = Some(Shown { kind, sources, covers: false });
+                self.names.insert(entry.name().into(), Fate { shown, open: false });
+                continue;
+            };
+            let Some(shown) = fate.shown.as_mut().filter(|_| fate.open) else {
+                continue;
+            };
+            shown.covers |= shown.sources.top() == LayerIndex::Upper;
+            if shown.kind == FileType::Directory && kind == FileType::Directory {
+                layers.by_ref().for_each(|layer| shown.sources.push(layer));
+            }
+            fate.open = false;
+        }
+        self.opaque = true; // nothing is below
     }
 
     fn add_entry(&mut self, index: LayerIndex, name: Box<[u8]>, kind: FileType) {

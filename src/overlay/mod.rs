@@ -37,6 +37,7 @@ mod fd_cache;
 mod file;
 mod flags;
 mod held;
+mod indexing;
 mod inode;
 mod listing;
 mod lookup;
@@ -76,6 +77,7 @@ use attr::AttrWatcher;
 use error::Context;
 use fd_cache::FdCache;
 use held::HeldFds;
+use indexing::Merged;
 use inode::{Inode, InodeTable};
 use listing::Hashing;
 use ownership::Owners;
@@ -101,6 +103,8 @@ pub struct Overlay {
     /// Whether operations may leave pointers in upper.
     makes_pointers: bool,
     lowers: Vec<Lower>,
+    /// What the lowers show together, if that is known beforehand.
+    merged: Option<Merged>,
     /// Present if syncs are skipped.
     volatile: Option<Volatile>,
     upper: Option<Upper>,
@@ -134,9 +138,12 @@ impl Overlay {
         };
         let owners = decide_owners(options, &lowers, upper.as_ref())?;
         let numbering = Numbering::default();
-        let root = Arc::new(Self::root_inode(&lowers, upper.as_ref(), &numbering)?);
+        let merged = Merged::open(options.merged_index.as_deref(), &lowers)?;
+        let root = Self::root_inode(&lowers, upper.as_ref(), &numbering, merged.as_ref())?;
+        let root = Arc::new(root);
         Ok(Self {
             lowers,
+            merged,
             upper,
             volatile,
             atime: options.atime,

@@ -9,6 +9,8 @@ use super::ownership::Ownership;
 pub struct MountOptions {
     /// The lower layers, the topmost first. May be empty if there is an upper layer.
     pub lowers: Vec<PathBuf>,
+    /// The merged index of the lowers, if there may be one (see [`crate::layers::merged_index`]).
+    pub merged_index: Option<PathBuf>,
     /// The writable layer; without one the union is read-only.
     pub upper: Option<UpperOptions>,
     /// What may lie in upper.
@@ -72,6 +74,7 @@ impl MountOptions {
     pub fn new(lowers: Vec<PathBuf>) -> Self {
         Self {
             lowers,
+            merged_index: None,
             upper: None,
             form: UpperForm::Plain,
             volatile: false,

@@ -193,6 +193,9 @@ impl Overlay {
 
     /// Attributes of the real file; a link that holds it in workdir is not counted.
     pub(super) fn stat_real_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
+        if let Some(stat) = self.stat_by_index(inode) {
+            return Ok(stat);
+        }
         let mut stat = match self.stat_by_name(inode)? {
             Some(stat) => stat,
             None => sys::fstat(self.object(inode)?.as_fd()).context("stat", b"")?,

@@ -32,7 +32,7 @@ pub struct NewLayer<'a> {
 
 impl Store {
     /// Where the layers' database keeps a stack.
-    fn chain_path(&self, chain: &ChainId) -> PathBuf {
+    pub(super) fn chain_path(&self, chain: &ChainId) -> PathBuf {
         self.root.join("image/layerdb/sha256").join(chain.hex())
     }
 

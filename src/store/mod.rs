@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ROOT/image/imagedb/content/sha256/<ImageID>   the config, byte for byte; its sha256 is its name
-//! ROOT/image/layerdb/sha256/<ChainID>/          diff (DiffID), parent (ChainID), size, cache-id
+//! ROOT/image/layerdb/sha256/<ChainID>/          diff (DiffID), parent (ChainID), size, cache-id,
+//!                                               merged-index (what the stack shows together)
 //! ROOT/image/repositories.json                  {"Repositories": {"nginx": {"nginx:latest": "sha256:…"}}}
 //! ROOT/layers/<cache-id>/diff/                  the unpacked layer, whiteouts as `.wh.` files
 //! ROOT/layers/<cache-id>/size                   bytes of its files
@@ -23,6 +24,7 @@ pub mod digest;
 pub mod images;
 pub mod layers;
 pub mod reference;
+mod stack_index;
 mod staging;
 
 use std::fs::{self, DirBuilder, File};

@@ -9,6 +9,7 @@ mod copy;
 mod daemon;
 mod dir;
 mod flags;
+mod mapped;
 mod metadata;
 mod namespace;
 mod object;
@@ -26,6 +27,7 @@ pub use flags::{
     ExtendedFlags, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, get_extended_flags, get_flags,
     set_extended_flags, set_flags,
 };
+pub use mapped::Mapped;
 pub use metadata::{TimeChange, chmod, set_times, with_write_permission};
 pub use namespace::MountNamespace;
 pub use object::{

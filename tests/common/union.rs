@@ -15,6 +15,8 @@ pub struct Union {
     pub lowers: Vec<PathBuf>,
     pub form: UpperForm,
     pub ownership: Ownership,
+    /// Whether the lowers have a merged index.
+    pub indexed: bool,
     overlay: Option<Overlay>,
 }
 
@@ -36,7 +38,7 @@ impl Union {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let ownership = Ownership::default();
-        let mut union = Self { dir, lowers, form, ownership, overlay: None };
+        let mut union = Self { dir, lowers, form, ownership, indexed: false, overlay: None };
         union.remount();
         union
     }
@@ -66,8 +68,17 @@ impl Union {
         options.volatile = true; // no test here crashes the machine
         options.form = self.form;
         options.ownership = self.ownership.clone();
+        options.merged_index = self.indexed.then(|| self.index());
         options.upper = Some(UpperOptions { upper: self.upper(), work: self.work() });
         self.overlay = Some(Overlay::open(&options).unwrap());
+    }
+
+    /// Makes the merged index of the lowers.
+    pub fn index(&self) -> PathBuf {
+        let lowers = Overlay::open(&MountOptions::new(self.lowers.clone())).unwrap();
+        let path = self.dir.path().join("index");
+        std::fs::write(&path, lowers.build_index().unwrap().unwrap()).unwrap();
+        path
     }
 
     /// Closes the union, makes its upper the topmost lower layer, and opens it with a new one.

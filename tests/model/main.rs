@@ -197,6 +197,13 @@ fn kept_in_xattrs_beside_plain(with: With) -> Pair {
     beside_plain(union, with)
 }
 
+fn indexed_beside_plain(with: With) -> Pair {
+    // A union of a rich upper as a layer has no index.
+    let mut union = Union::new(&MARKED);
+    union.indexed = true;
+    beside_plain(union, with)
+}
+
 fn rich_beside_plain(with: With) -> Pair {
     beside_plain(Union::rich(&MARKED), with)
 }
@@ -249,6 +256,11 @@ fn mounted_beside_kernel(with: With) -> Pair {
 #[test]
 fn in_process_as_on_a_plain_directory() {
     runs("in process", &in_process_beside_plain, RUNS);
+}
+
+#[test]
+fn with_a_merged_index_as_on_a_plain_directory() {
+    runs("in process, merged index", &indexed_beside_plain, RUNS);
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn command_lines() {
         (&["-o", "upperdir=/u,lowerdir=/", &at], "workdir"),
         (&["-o", "ro", &at], "no lowerdir"),
         (&["-o", "lowerdir=/"], "no mountpoint"),
-        (&["-o", "lowerdir=/,uidmapping=0:1:1", &at], "uidmapping"),
+        (&["-o", "lowerdir=/,uidmapping=0:1", &at], "uidmapping"),
         (&["mount", &at], "what shall be mounted"),
         (&["mount", "--lower", "/", "image", &at], "not both"),
     ];

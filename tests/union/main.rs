@@ -9,6 +9,7 @@ mod copy_up;
 mod create;
 mod hard_links;
 mod marks;
+mod merged_index;
 mod open_files;
 mod ownership;
 mod readdir;

@@ -1,0 +1,165 @@
+//! The merged index of the lowers: using it, and making it.
+//!
+//! A directory that the index knows has parts that say so (`LowerDir::merged`): all of them, as the
+//! stack has them. Where upper cuts the lower layers off, or points elsewhere, there are no such
+//! parts, and the layers are asked as if there were no index.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Overlay;
+use super::error::{Context, Result};
+use super::inode::{Below, Inode, LowerDir};
+use super::listing::{self, LayerIndex};
+use crate::layers::lower::Lower;
+use crate::layers::merged_index::{Builder, Entry, MergedIndex, NewEntry, layer_roots};
+use crate::sys::{self, Errno, Stat};
+
+/// An index, and the devices that its layers lie on.
+#[derive(Debug)]
+pub(super) struct Merged {
+    index: MergedIndex,
+    devices: Vec<u64>,
+}
+
+impl Merged {
+    /// Opens the index at `path`, if it is that of these layers.
+    pub(super) fn open(
+        path: Option<&Path>,
+        lowers: &[Lower],
+    ) -> std::result::Result<Option<Self>, crate::layers::Error> {
+        let Some(path) = path else { return Ok(None) };
+        let error = |errno| crate::layers::Error::io("read", path)(errno);
+        if lowers.iter().any(Lower::is_rich) {
+            return Ok(None);
+        }
+        let roots = layer_roots(lowers.iter().map(Lower::root)).map_err(error)?;
+        let index = MergedIndex::open(path, &roots)
+            .map_err(|cause| error(Errno::from_io_error(&cause).unwrap_or(Errno::IO)))?;
+        let device = |lower: &Lower| sys::fstat(lower.root()).map(|stat| stat.dev);
+        let devices = lowers.iter().map(device).collect::<sys::Result<_>>().map_err(error)?;
+        Ok(index.map(|index| Self { index, devices }))
+    }
+}
+
+impl Overlay {
+    /// Whether the lowers' merged index is used.
+    pub fn is_indexed_stack(&self) -> bool {
+        self.merged.is_some()
+    }
+
+    /// What the index has of a directory with these parts.
+    pub(super) fn merged_entries(
+        &self,
+        parts: &[Arc<LowerDir>],
+    ) -> Option<impl Iterator<Item = Entry<'_>>> {
+        let dir = parts.first()?.merged?;
+        Some(self.merged.as_ref()?.index.entries(dir))
+    }
+
+    /// What the index has of a name in a directory with these parts.
+    pub(super) fn merged_entry(&self, parts: &[Arc<LowerDir>], name: &[u8]) -> Option<Entry<'_>> {
+        let dir = parts.first()?.merged?;
+        self.merged.as_ref()?.index.find(dir, name)
+    }
+
+    /// The attributes of an entry's file.
+    pub(super) fn stat_of(&self, entry: &Entry<'_>) -> Stat {
+        let devices = self.merged.as_ref().map(|merged| &merged.devices[..]).unwrap_or_default();
+        entry.stat(devices.get(usize::from(entry.top())).copied().unwrap_or_default())
+    }
+
+    /// The attributes of an inode that is in the lower layers alone, if the index has them.
+    pub(super) fn stat_by_index(&self, inode: &Inode) -> Option<Stat> {
+        let merged = self.merged.as_ref()?;
+        let state = inode.state.read();
+        if state.upper.is_some() {
+            return None;
+        }
+        let entry = match &state.below {
+            Below::File(file) => merged.index.find(file.dir.merged?, &file.name)?,
+            Below::Directories(parts) => merged.index.own_entry(parts.first()?.merged?)?,
+            Below::Nothing => return None,
+        };
+        Some(self.stat_of(&entry))
+    }
+
+    /// Makes the index of the lowers; `None` if they can have none: what is mounted in one, or is
+    /// larger than the index's numbers.
+    pub fn build_index(&self) -> Result<Option<Vec<u8>>> {
+        let roots = layer_roots(self.lowers.iter().map(Lower::root)).context("stat", b"")?;
+        if self.upper.is_some() || roots.is_empty() || self.lowers.iter().any(Lower::is_rich) {
+            return Ok(None);
+        }
+        let root = sys::fstat(self.lowers[0].root()).context("stat", b"")?;
+        let devices = self.lowers.iter().map(|lower| Ok(sys::fstat(lower.root())?.dev));
+        let devices = devices.collect::<sys::Result<Vec<_>>>().context("stat", b"")?;
+        let mut builder = Builder::new(roots, &root);
+        let mut next = vec![(Arc::clone(&self.root), 0)];
+        while !next.is_empty() {
+            let mut below = Vec::new();
+            for (dir, own) in std::mem::take(&mut next) {
+                let Some(names) = self.looked_at(&dir, &devices)? else { return Ok(None) };
+                let first = builder.count();
+                builder.add_directory(own, names.iter().map(Found::entry));
+                for (n, found) in names.into_iter().enumerate() {
+                    match found.inode.is_dir() {
+                        true => below.push((found.inode, first + n as u32)),
+                        false => self.release(found.inode),
+                    }
+                }
+                if dir.ino != self.root.ino {
+                    self.release(dir);
+                }
+            }
+            next = below;
+        }
+        Ok(builder.finish())
+    }
+
+    /// All that is in a directory, sorted by name; `None` if something is not the layer's own.
+    fn looked_at(&self, dir: &Arc<Inode>, devices: &[u64]) -> Result<Option<Vec<Found>>> {
+        let names: Vec<listing::Entry> =
+            self.listing(dir)?.after(0).map(|(_, entry)| entry.clone()).collect();
+        let mut found = Vec::with_capacity(names.len());
+        for entry in names {
+            let (inode, stat) = self.instantiate(dir, &entry)?;
+            let layers: Vec<u16> = entry.sources.iter().filter_map(lower).collect();
+            let top = layers.first().map(|top| devices[usize::from(*top)]);
+            match stat.filter(|stat| Some(stat.dev) == top) {
+                Some(stat) => found.push(Found { entry, inode, layers, stat }),
+                None => return Ok(None),
+            }
+        }
+        found.sort_by(|a, b| a.entry.name.cmp(&b.entry.name));
+        Ok(Some(found))
+    }
+
+    /// Takes a reference back that [`instantiate`](Self::instantiate) counted.
+    fn release(&self, inode: Arc<Inode>) {
+        let ino = inode.ino;
+        drop(inode);
+        self.forget(ino, 1);
+    }
+}
+
+/// A name that is to be in the index.
+struct Found {
+    entry: listing::Entry,
+    inode: Arc<Inode>,
+    layers: Vec<u16>,
+    stat: Stat,
+}
+
+impl Found {
+    fn entry(&self) -> NewEntry<'_> {
+        NewEntry { name: &self.entry.name, layers: &self.layers, stat: &self.stat }
+    }
+}
+
+fn lower(layer: LayerIndex) -> Option<u16> {
+    match layer {
+        LayerIndex::Upper => None,
+        LayerIndex::Lower(layer) => Some(layer),
+    }
+}
