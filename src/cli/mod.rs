@@ -7,6 +7,8 @@ mod diff;
 mod exit;
 mod images;
 mod load;
+#[cfg(test)]
+mod man_page;
 mod mount;
 mod mount_options;
 mod mount_program;
