@@ -1,11 +1,14 @@
 //! The command line. One file per verb; arguments become a plain configuration once, then
 //! the library does the work. Results go to stdout, talk to stderr.
 
+mod completions;
 mod daemon;
 mod diff;
 mod exit;
 mod images;
 mod load;
+#[cfg(test)]
+mod man_page;
 mod mount;
 mod mount_options;
 mod mount_program;
@@ -21,7 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use exit::Exit;
 
@@ -63,15 +66,16 @@ enum Command {
     Rm(rm::Args),
     /// Count the requests that a mount has answered
     Stats(stats::Args),
+    /// Print a shell's completions of this command line
+    Completions(completions::Args),
 }
-
-/// Verbs, for telling them from a mount source.
-const VERBS: [&str; 8] = ["load", "images", "mount", "umount", "ps", "diff", "rm", "stats"];
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    if mount_options::is_mount_program_call(&args, &VERBS) {
+    let command = Cli::command();
+    let verbs: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    if mount_options::is_mount_program_call(&args, &verbs) {
         return finish(mount_program::run(&args));
     }
     start_log(None);
@@ -93,16 +97,17 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let root = store_root(cli.root)?;
+    let root = || store_root(cli.root);
     match cli.command {
-        Command::Load(args) => load::run(&root, &args),
-        Command::Images(args) => images::run(&root, &args),
-        Command::Mount(args) => mount::run(&root, args),
+        Command::Load(args) => load::run(&root()?, &args),
+        Command::Images(args) => images::run(&root()?, &args),
+        Command::Mount(args) => mount::run(&root()?, args),
         Command::Umount(args) => umount::run(&args),
-        Command::Ps(args) => ps::run(&root, &args),
-        Command::Diff(args) => diff::run(&root, &args),
-        Command::Rm(args) => rm::run(&root, &args),
+        Command::Ps(args) => ps::run(&root()?, &args),
+        Command::Diff(args) => diff::run(&root()?, &args),
+        Command::Rm(args) => rm::run(&root()?, &args),
         Command::Stats(args) => stats::run(&args),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 

@@ -1,0 +1,76 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_plyfs_global_optspecs
+    string join \n root= h/help V/version
+end
+
+function __fish_plyfs_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_plyfs_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_plyfs_using_subcommand
+    set -l cmd (__fish_plyfs_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c plyfs -n "__fish_plyfs_needs_command" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_needs_command" -s h -l help -d 'Print help'
+complete -c plyfs -n "__fish_plyfs_needs_command" -s V -l version -d 'Print version'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "load" -d 'Load images from archives or OCI layout folders into the store'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "images" -d 'List the images in the store'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "mount" -d 'Mount an image, or directories, as one tree'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "umount" -d 'Unmount a tree'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "ps" -d 'List the writable layers and where they are mounted'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "diff" -d 'List what a writable layer adds (A), changes (C) and deletes (D)'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "rm" -d 'Remove writable layers that are not mounted'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "stats" -d 'Count the requests that a mount has answered'
+complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "completions" -d 'Print a shell\'s completions of this command line'
+complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand load" -s h -l help -d 'Print help'
+complete -c plyfs -n "__fish_plyfs_using_subcommand images" -l format -d 'How to print' -r -f -a "table\t'Columns'
+json\t'One JSON object per line'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand images" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand images" -s q -l quiet -d 'Print IDs only'
+complete -c plyfs -n "__fish_plyfs_using_subcommand images" -l no-trunc -d 'Print whole IDs'
+complete -c plyfs -n "__fish_plyfs_using_subcommand images" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l lower -d 'Mount this directory instead of an image; the first is on top' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l upper -d 'Put changes here (with --lower)' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l work -d 'Build changes here; on the same filesystem as --upper' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l name -d 'Name of the image\'s writable layer; one that exists is mounted again' -r
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l form -d 'What may lie in the writable layer; default: rich for an image, plain for directories' -r -f -a "plain\t'Files and marks alone: a valid OCI changeset at any time'
+rich\t'Private xattrs too: directories are renamed, and attributes changed, without a copy'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l read-only -d 'No writable layer'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l volatile -d 'Do not sync what is copied up: a crash of the machine may lose changes'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l accept-loss -d 'Mount an upper whose volatile mount was cut short by a crash of the machine'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l allow-other -d 'Let other users in, as permissions say (root\'s mounts always do)'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -s f -l foreground -d 'Stay in the foreground'
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c plyfs -n "__fish_plyfs_using_subcommand umount" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand umount" -s l -l lazy -d 'Detach now, even if it is in use; it goes when nobody uses it any more'
+complete -c plyfs -n "__fish_plyfs_using_subcommand umount" -s h -l help -d 'Print help'
+complete -c plyfs -n "__fish_plyfs_using_subcommand ps" -l format -d 'How to print' -r -f -a "table\t'Columns'
+json\t'One JSON object per line'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand ps" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand ps" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c plyfs -n "__fish_plyfs_using_subcommand diff" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand diff" -s h -l help -d 'Print help'
+complete -c plyfs -n "__fish_plyfs_using_subcommand rm" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand rm" -s h -l help -d 'Print help'
+complete -c plyfs -n "__fish_plyfs_using_subcommand stats" -l format -d 'How to print' -r -f -a "table\t'Columns'
+json\t'One JSON object per line'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand stats" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand stats" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c plyfs -n "__fish_plyfs_using_subcommand completions" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
+complete -c plyfs -n "__fish_plyfs_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
