@@ -144,7 +144,7 @@ _plyfs() {
             return 0
             ;;
         plyfs__subcmd__mount)
-            opts="-f -h --lower --upper --work --name --read-only --form --volatile --accept-loss --allow-other --foreground --root --help"
+            opts="-f -h --lower --upper --work --name --read-only --form --volatile --accept-loss --allow-other --io --foreground --root --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -168,6 +168,10 @@ _plyfs() {
                     ;;
                 --form)
                     COMPREPLY=($(compgen -W "plain rich" -- "${cur}"))
+                    return 0
+                    ;;
+                --io)
+                    COMPREPLY=($(compgen -W "auto cache passthrough" -- "${cur}"))
                     return 0
                     ;;
                 --root)

@@ -50,6 +50,9 @@ complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l work -d 'Build cha
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l name -d 'Name of the image\'s writable layer; one that exists is mounted again' -r
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l form -d 'What may lie in the writable layer; default: rich for an image, plain for directories' -r -f -a "plain\t'Files and marks alone: a valid OCI changeset at any time'
 rich\t'Private xattrs too: directories are renamed, and attributes changed, without a copy'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l io -d 'Who reads and writes the data: the daemon, with the kernel\'s cache, or the kernel itself' -r -f -a "auto\t'What is fastest for most: cache'
+cache\t'Opening and closing asks nobody; the daemon reads and writes'
+passthrough\t'Opening asks the daemon; the kernel reads and writes (root, Linux 6.9)'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l read-only -d 'No writable layer'
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l volatile -d 'Do not sync what is copied up: a crash of the machine may lose changes'

@@ -45,7 +45,7 @@ make_mount() {
     mkdir "$dir/lower" "$dir/upper" "$dir/work" "$dir/m"
 }
 mount_it() {
-    "$built/plyfs" mount "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
+    "$built/plyfs" mount ${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
 }
 unmount_it() { "$built/plyfs" umount "$dir/m"; }
 remove_mount() {

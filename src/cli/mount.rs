@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
-use crate::fuse::{Allow, MountConfig, MountFlag};
+use crate::fuse::{Allow, Io, MountConfig, MountFlag};
 use crate::overlay::{MountOptions, Overrides, UpperForm, UpperOptions};
 use crate::store::Store;
 
@@ -44,9 +44,32 @@ pub(super) struct Args {
     /// Let other users in, as permissions say (root's mounts always do)
     #[arg(long)]
     allow_other: bool,
+    /// Who reads and writes the data: the daemon, with the kernel's cache, or the kernel itself
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    io: IoMode,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
+}
+
+/// [`Io`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum IoMode {
+    /// What is fastest for most: cache
+    Auto,
+    /// Opening and closing asks nobody; the daemon reads and writes
+    Cache,
+    /// Opening asks the daemon; the kernel reads and writes (root, Linux 6.9)
+    Passthrough,
+}
+
+impl From<IoMode> for Io {
+    fn from(mode: IoMode) -> Self {
+        match mode {
+            IoMode::Auto | IoMode::Cache => Self::Cache,
+            IoMode::Passthrough => Self::Passthrough,
+        }
+    }
 }
 
 /// [`UpperForm`] on the command line.
@@ -136,7 +159,7 @@ fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -
     Plan {
         options,
         mountpoint: mountpoint.to_owned(),
-        config: config(source, flags, allow),
+        config: MountConfig { io: args.io.into(), ..config(source, flags, allow) },
         foreground: args.foreground,
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::fuse::{Allow, MountFlag};
+use crate::fuse::{Allow, Io, MountFlag};
 use crate::layers::override_stat::OverrideXattr;
 use crate::overlay::{Atime, Overrides, Ownership, UpperForm};
 
@@ -39,6 +39,7 @@ pub(super) struct Options {
     pub(super) timeout: Option<Duration>,
     pub(super) threads: Option<usize>,
     pub(super) max_write: Option<u32>,
+    pub(super) io: Io,
     pub(super) foreground: bool,
     pub(super) debug: bool,
     /// Options that have no meaning here, to be warned of.
@@ -268,6 +269,13 @@ impl Options {
                 let bytes = value.parsed()?;
                 ensure!(bytes >= MIN_MAX_WRITE, "max_write is at least {MIN_MAX_WRITE} bytes");
                 self.max_write = Some(bytes);
+            }
+            "io" => {
+                self.io = match value.text()?.as_str() {
+                    "auto" | "cache" => Io::Cache,
+                    "passthrough" => Io::Passthrough,
+                    other => bail!("io is auto, cache or passthrough, not {other}"),
+                }
             }
             // What is written is cached by the kernel in any case, and passed on at once.
             "writeback" => drop(value.switch()?),

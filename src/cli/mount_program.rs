@@ -79,6 +79,7 @@ fn config(args: &[OsString], source: String, options: &Options) -> MountConfig {
     config.timeout = options.timeout;
     config.threads = options.threads.unwrap_or(config.threads);
     config.max_write = options.max_write;
+    config.io = options.io;
     config.xattrs = !options.no_xattrs;
     config
 }

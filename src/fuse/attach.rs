@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::ops::Ops;
-use super::{Allow, Error, MountConfig};
+use super::{Allow, Error, Io, MountConfig};
 use crate::sys::Errno;
 
 /// The setuid helper that mounts and unmounts for ordinary users (fuse3).
@@ -108,7 +108,10 @@ pub(super) fn attach(
     let session = Session::from_fd(ops, device, acl, session).map_err(|error| {
         // Nobody will serve it: take it away again. The first error is the one to tell.
         let _ = unmount(mountpoint, true);
-        refused(error.to_string())
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) if config.io == Io::Passthrough => Error::NoPassthrough,
+            _ => refused(error.to_string()),
+        }
     })?;
     Ok((session, helper.filter(|_| config.auto_unmount)))
 }

@@ -2,12 +2,12 @@
 //! thread of its own, so that it keeps no worker from answering others.
 //!
 //! A thread that is done waits a while for the next one: `chmod -R` brings thousands, one after
-//! the other.
+//! the other. While it waits it holds nothing of the union, which ends when the mount does.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -17,8 +17,11 @@ use crate::overlay::Overlay;
 const MAX_BESIDE: usize = 256;
 /// How long a thread waits for the next operation.
 const IDLE: Duration = Duration::from_secs(2);
+/// How long the end of the mount waits for operations that go on, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(2);
 
-type Operation = Box<dyn FnOnce(&Overlay) + Send>;
+type Operation = Box<dyn FnOnce() + Send>;
 
 /// The threads beside the workers.
 #[derive(Default)]
@@ -57,34 +60,45 @@ impl Beside {
         overlay: &Arc<Overlay>,
         operation: impl FnOnce(&Overlay) + Send + 'static,
     ) {
-        self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.0.count.fetch_add(1, Ordering::AcqRel);
+        let theirs = Arc::clone(overlay);
         let mut queue = self.0.queue.lock();
-        queue.waiting.push_back(Box::new(operation));
+        queue.waiting.push_back(Box::new(move || operation(&theirs)));
         if queue.waiting.len() <= queue.idle {
             self.0.more.notify_one();
             return;
         }
         drop(queue);
-        let (shared, theirs) = (Arc::clone(&self.0), Arc::clone(overlay));
+        let shared = Arc::clone(&self.0);
         let thread = std::thread::Builder::new().name("beside".into());
-        if let Err(error) = thread.spawn(move || shared.serve(&theirs)) {
+        if let Err(error) = thread.spawn(move || shared.serve()) {
             log::debug!("no thread for an operation: {error}");
             let operation = self.0.queue.lock().waiting.pop_front();
-            operation.into_iter().for_each(|operation| self.0.run(overlay, operation));
+            operation.into_iter().for_each(|operation| self.0.run(operation));
+        }
+    }
+}
+
+/// What goes on is finished: the union is complete when its mount is gone.
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let give_up = Instant::now() + PATIENCE;
+        while self.0.count.load(Ordering::Acquire) > 0 && Instant::now() < give_up {
+            std::thread::sleep(POLL);
         }
     }
 }
 
 impl Shared {
-    fn run(&self, overlay: &Overlay, operation: Operation) {
-        operation(overlay);
-        self.count.fetch_sub(1, Ordering::Relaxed);
+    fn run(&self, operation: Operation) {
+        operation();
+        self.count.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Runs operations until there was none for a while.
-    fn serve(&self, overlay: &Overlay) {
+    fn serve(&self) {
         while let Some(operation) = self.next() {
-            self.run(overlay, operation);
+            self.run(operation);
         }
     }
 

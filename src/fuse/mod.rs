@@ -7,6 +7,7 @@
 mod attach;
 mod beside;
 mod convert;
+mod opens;
 mod ops;
 mod stats;
 
@@ -25,7 +26,7 @@ use ops::Ops;
 pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
-use crate::sys::{Errno, MountNamespace};
+use crate::sys::{self, Errno, MountNamespace};
 
 /// The filesystem type in /proc/mounts.
 pub const FS_TYPE: &str = "fuse.plyfs";
@@ -57,6 +58,11 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// The kernel cannot read and write the real files itself.
+    #[error(
+        "io=passthrough takes Linux 6.9 with FUSE_PASSTHROUGH, and root (CAP_SYS_ADMIN in the first user namespace)"
+    )]
+    NoPassthrough,
     /// The mountpoint could not be detached.
     #[error("unmount {path}: {message}")]
     Unmount {
@@ -76,6 +82,16 @@ pub enum Allow {
     OwnerAndRoot,
     /// Everybody, as permissions say (`allow_other`).
     Everybody,
+}
+
+/// Who reads and writes the files' data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Io {
+    /// The daemon; the kernel caches, and opens and closes without asking.
+    #[default]
+    Cache,
+    /// The kernel, where it can (FUSE_PASSTHROUGH): each open asks the daemon once.
+    Passthrough,
 }
 
 /// How a union is mounted.
@@ -101,6 +117,8 @@ pub struct MountConfig {
     pub max_write: Option<u32>,
     /// Whether files have xattrs.
     pub xattrs: bool,
+    /// Who reads and writes.
+    pub io: Io,
 }
 
 impl MountConfig {
@@ -117,6 +135,7 @@ impl MountConfig {
             timeout: None,
             max_write: None,
             xattrs: true,
+            io: Io::Cache,
         }
     }
 }
@@ -150,6 +169,10 @@ pub fn check(mountpoint: &Path) -> Result<(), Error> {
 
 /// Mounts `overlay` on the directory `mountpoint`. Requests wait until [`Mounted::serve`].
 pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Result<Mounted, Error> {
+    // What trusted xattrs take is what registering a file with the kernel takes.
+    if config.io == Io::Passthrough && !sys::may_use_trusted_xattrs() {
+        return Err(Error::NoPassthrough);
+    }
     let mountpoint = attach::check_mountpoint(mountpoint)?;
     let mut session_config = Config::default();
     session_config.acl = match config.allow {

@@ -1,7 +1,8 @@
 //! The FUSE operations: decode, one call into the union, reply. They decide nothing.
 //!
 //! OPEN, OPENDIR and FLUSH are answered ENOSYS once, after which the kernel opens, caches
-//! and closes by itself (FUSE_NO_OPEN_SUPPORT): all I/O is addressed by inode. Since the
+//! and closes by itself (FUSE_NO_OPEN_SUPPORT): all I/O is addressed by inode (where the kernel
+//! does the I/O itself, see `opens.rs`). Since the
 //! union is the only writer, entries, attributes and missing names are cached for ever.
 
 use std::cell::RefCell;
@@ -19,10 +20,12 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 
-use super::MountConfig;
 use super::beside::Beside;
 use super::convert;
+use super::opens::Opens;
 use super::stats::{Request, STATS_XATTR, Stats};
+use super::{Io, MountConfig};
+use crate::layers::number::Ino;
 use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
     SuidGid, WriteFlags,
@@ -37,6 +40,8 @@ const GENERATION: Generation = Generation(0);
 const MAX_WRITE: u32 = 1 << 20;
 /// Bytes of a copy_file_range(2) that take milliseconds.
 const LONG_RANGE: usize = 4 << 20;
+/// What files the kernel may read and write itself: those of filesystems that stand on others, too.
+const STACK_DEPTH: u32 = 2;
 /// Read-ahead and other background requests in flight at a time.
 const MAX_BACKGROUND: u16 = 64;
 
@@ -49,6 +54,8 @@ pub(super) struct Ops {
     ttl: Duration,
     max_write: u32,
     xattrs: bool,
+    /// Where the kernel reads and writes the real files: what is open.
+    opens: Option<Opens>,
 }
 
 impl Ops {
@@ -60,6 +67,16 @@ impl Ops {
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
             max_write: config.max_write.unwrap_or(MAX_WRITE),
             xattrs: config.xattrs,
+            opens: (config.io == Io::Passthrough).then(Opens::default),
+        }
+    }
+
+    /// How a file is opened whose data the daemon reads and writes. What upper has may have been
+    /// written past the page cache.
+    fn cached(&self, ino: Ino) -> FopenFlags {
+        match self.overlay.has_data_in_upper(ino) {
+            true => FopenFlags::FOPEN_NOFLUSH,
+            false => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
         }
     }
 
@@ -120,6 +137,10 @@ fn reply_xattr(reply: ReplyXattr, operation: &str, size: u32, result: &Result<Ve
     }
 }
 
+fn log_no_backing(error: &io::Error) {
+    log::debug!("no passthrough: {error}");
+}
+
 fn owner(req: &fuser::Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
 }
@@ -154,7 +175,6 @@ impl Filesystem for Ops {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
@@ -164,13 +184,22 @@ impl Filesystem for Ops {
             true => InitFlags::FUSE_POSIX_ACL,
             false => InitFlags::empty(),
         };
-        let offered = (wanted | acl) & config.capabilities();
+        let io = match &self.opens {
+            None => InitFlags::FUSE_NO_OPEN_SUPPORT,
+            Some(_) => InitFlags::FUSE_PASSTHROUGH,
+        };
+        let offered = (wanted | acl | io) & config.capabilities();
         if let Err(refused) = config.add_capabilities(offered) {
             log::warn!("the kernel refuses {refused:?}");
         }
-        let must = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        if !offered.contains(must) {
+        if !offered.contains(io) && self.opens.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        if !offered.contains(io | InitFlags::FUSE_NO_OPENDIR_SUPPORT) {
             return Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
+        }
+        if self.opens.is_some() && config.set_max_stack_depth(STACK_DEPTH).is_err() {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         // Where the kernel's limit is lower it tells the nearest value.
         if let Err(nearest) = config.set_max_write(self.max_write) {
@@ -240,6 +269,11 @@ impl Filesystem for Ops {
         };
         let ino = convert::ino(ino);
         let ttl = self.ttl;
+        if change.names_nothing() && self.opens.as_ref().is_some_and(|o| o.is_passthrough(ino)) {
+            // No WRITE will say what it drops.
+            let dropped = self.overlay.drop_before_write(ino, caller(req));
+            return reply_attr(reply, ttl, "setattr", &dropped);
+        }
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
             reply_attr(reply, ttl, "setattr", &overlay.setattr(ino, &change));
         });
@@ -360,9 +394,38 @@ impl Filesystem for Ops {
         });
     }
 
-    fn open(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.stats.count(Request::Open);
-        reply.error(Errno::ENOSYS);
+        let (Some(opens), ino) = (&self.opens, convert::ino(ino)) else {
+            return reply.error(Errno::ENOSYS);
+        };
+        let backing = opens.open(ino, || {
+            let file = self.overlay.backing(ino)?;
+            reply.open_backing(&file).inspect_err(log_no_backing).ok()
+        });
+        match backing {
+            Some(backing) => {
+                reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing);
+            }
+            None => reply.opened(FileHandle(0), self.cached(ino)),
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &fuser::Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.stats.count(Request::Release);
+        if let Some(opens) = &self.opens {
+            opens.release(convert::ino(ino));
+        }
+        reply.ok();
     }
 
     fn create(
@@ -377,7 +440,19 @@ impl Filesystem for Ops {
     ) {
         self.stats.count(Request::Create);
         let node = Node { kind: NodeKind::File, mode: mode & 0o7777, umask, owner: owner(req) };
-        match self.overlay.create(convert::ino(parent), name.as_bytes(), &node) {
+        let created = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
+        if let (Ok(attr), Some(opens)) = (&created, &self.opens) {
+            let backing = opens.open(attr.ino, || {
+                let file = self.overlay.backing(attr.ino)?;
+                reply.open_backing(&file).inspect_err(log_no_backing).ok()
+            });
+            if let Some(backing) = backing {
+                let (attr, flags) = (convert::attr(attr), FopenFlags::FOPEN_NOFLUSH);
+                let (ttl, handle) = (self.ttl, FileHandle(0));
+                return reply.created_passthrough(&ttl, &attr, GENERATION, handle, flags, &backing);
+            }
+        }
+        match created {
             Ok(attr) => reply.created(
                 &self.ttl,
                 &convert::attr(&attr),

@@ -24,6 +24,7 @@ pub(super) enum Request {
     Rename,
     Link,
     Open,
+    Release,
     Create,
     Read,
     Write,
@@ -45,7 +46,7 @@ pub(super) enum Request {
 }
 
 /// Names in the order of the kinds.
-const NAMES: [&str; 31] = [
+const NAMES: [&str; 32] = [
     "LOOKUP",
     "FORGET",
     "GETATTR",
@@ -59,6 +60,7 @@ const NAMES: [&str; 31] = [
     "RENAME",
     "LINK",
     "OPEN",
+    "RELEASE",
     "CREATE",
     "READ",
     "WRITE",

@@ -376,7 +376,7 @@ mod tests {
             atime: time(-1),
             mtime: time(i64::MIN),
             ctime: time(1),
-            btime: (ino % 2 == 0).then(|| time(2)),
+            btime: ino.is_multiple_of(2).then(|| time(2)),
             immutable: true,
             append_only: false,
         }

@@ -54,7 +54,8 @@ pub struct SetAttr {
 }
 
 impl SetAttr {
-    fn names_nothing(&self) -> bool {
+    /// Whether it asks for no attribute.
+    pub fn names_nothing(&self) -> bool {
         self.size.is_none()
             && self.mode.or(self.uid).or(self.gid).is_none()
             && self.atime.or(self.mtime).is_none()

@@ -88,6 +88,24 @@ impl Overlay {
         rustix::io::write(&fd, data).context("append", b"")
     }
 
+    /// The real file behind an inode, if it stays the same one for as long as the inode is known:
+    /// one in upper, open for writing, or a lower one where there is no upper.
+    pub fn backing(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
+        let inode = self.inode(ino).ok()?;
+        let access = match self.upper {
+            Some(_) if inode.has_data_in_upper() => Access::Write,
+            Some(_) => return None,
+            None => Access::Read,
+        };
+        let file = self.data(&inode, access);
+        file.inspect_err(|error| log::debug!("no file for the kernel: {error}")).ok()
+    }
+
+    /// Whether a file's data lies in upper.
+    pub fn has_data_in_upper(&self, ino: Ino) -> bool {
+        self.inode(ino).is_ok_and(|inode| inode.has_data_in_upper())
+    }
+
     fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         self.copy_up(inode)?;
         self.data(inode, Access::Write)

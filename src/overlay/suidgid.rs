@@ -11,7 +11,7 @@ use super::attr::Attr;
 use super::error::{Context, Result};
 use super::file::WriteFlags;
 use crate::layers::number::Ino;
-use crate::sys::{self, Caller};
+use crate::sys::{self, Caller, Errno};
 
 /// What becomes of setuid and setgid when the content changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +63,19 @@ impl Overlay {
         let object = self.object(&inode)?;
         rustix::fs::chownat(&object, c"", None, None, AtFlags::EMPTY_PATH).context("chown", b"")?;
         self.attr_of(&inode, None)
+    }
+
+    /// What goes before somebody writes past the union: setuid, setgid and capabilities.
+    pub fn drop_before_write(&self, ino: Ino, caller: Caller) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        let object = self.object(&inode)?;
+        self.drop_suidgid(object.as_fd(), SuidGid::AsCallerMay(caller))?;
+        self.drop_held_capabilities(object.as_fd())?;
+        match sys::remove_xattr(object.as_fd(), b"security.capability") {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno).context("drop capabilities", b""),
+        }
+        self.getattr(ino)
     }
 
     /// Drops setgid from a file whose ACL was set by somebody who is not in its group.

@@ -56,6 +56,12 @@ macro_rules! need_mount {
     };
 }
 
+/// The options for the I/O mode that all mounts shall have (`PLYFS_TEST_IO`).
+pub fn io_mode() -> Vec<String> {
+    let mode = std::env::var("PLYFS_TEST_IO").ok();
+    mode.map(|mode| vec!["--io".to_owned(), mode]).unwrap_or_default()
+}
+
 /// Layers, and a plyfs mount of them.
 pub struct Mount {
     dir: tempfile::TempDir,
@@ -92,7 +98,7 @@ impl Mount {
                 shell
             }
         };
-        command.arg("mount").args(&self.options);
+        command.arg("mount").args(io_mode()).args(&self.options);
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::mounted::{plyfs, run, sh, unmount_if_mounted};
+use crate::common::mounted::{io_mode, plyfs, run, sh, unmount_if_mounted};
 use crate::subject::Mounting;
 
 /// Who mounts.
@@ -55,7 +55,7 @@ impl Stacked {
         match self.by {
             By::Plyfs => {
                 let mut command = plyfs();
-                command.args(["mount", "--volatile"]).args(&self.options);
+                command.args(["mount", "--volatile"]).args(io_mode()).args(&self.options);
                 for lower in &self.lowers {
                     command.arg("--lower").arg(lower);
                 }

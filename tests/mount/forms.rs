@@ -415,3 +415,20 @@ fn requests_are_counted() {
     let error = crate::common::mounted::fails(plyfs().arg("stats").arg(m.upper()));
     assert!(error.contains("no plyfs tree"), "{error}");
 }
+
+#[test]
+fn what_ran_beside_the_workers_leaves_nothing_behind() {
+    need_mount!();
+    let mut m = Mount::unmounted(&["big="]);
+    std::fs::write(m.lower(0).join("big"), vec![1; 8 << 20]).unwrap();
+    m.options = vec!["--volatile".to_owned()];
+    for n in 0..3 {
+        m.mount();
+        std::fs::write(m.at("big"), n.to_string()).unwrap();
+        m.unmount();
+        wait_until("the daemon has ended", || m.path("work/volatile").metadata().is_err());
+        // At once: a lock that is still held would be waited for.
+        let lock = sh(&format!("flock -n '{}' echo free", m.path("work/lock").display()));
+        assert_eq!(lock, "free\n");
+    }
+}

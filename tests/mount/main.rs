@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod endurance;
 mod forms;
+mod io;
 mod limits;
 mod metadata;
 mod program;

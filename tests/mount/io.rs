@@ -1,0 +1,160 @@
+//! Who reads and writes the data: the modes of `--io` show the same, and never write a lower file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use crate::common::is_root;
+use crate::common::mounted::{Mount, fails, plyfs, run};
+use crate::need_mount;
+
+/// The modes that can be had here.
+fn modes() -> Vec<&'static str> {
+    let mut modes = vec!["auto", "cache"];
+    if is_root() {
+        modes.push("passthrough");
+    }
+    modes
+}
+
+fn mounted(mode: &str, layers: &[&str]) -> Mount {
+    let mut m = Mount::unmounted(layers);
+    m.options = vec!["--io".to_owned(), mode.to_owned()];
+    m.mount();
+    m
+}
+
+fn count(m: &Mount, request: &str) -> u64 {
+    let counts = run(plyfs().arg("stats").arg(m.merged()));
+    let line = counts.lines().find(|line| line.split(' ').next() == Some(request));
+    line.map_or(0, |line| line.split_whitespace().last().unwrap().parse().unwrap())
+}
+
+fn read_all(file: &mut File) -> String {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn open_both(m: &Mount) -> File {
+    OpenOptions::new().read(true).write(true).open(m.at("f")).unwrap()
+}
+
+/// `exec 3<f; printf X 1<>f` is where a rival writes into the lower file.
+#[test]
+fn a_reader_before_a_writer() {
+    need_mount!();
+    for mode in modes() {
+        let m = mounted(mode, &["f=lower"]);
+        let mut reader = File::open(m.at("f")).unwrap();
+        assert_eq!(read_all(&mut reader), "lower", "{mode}");
+        let mut writer = open_both(&m);
+        writer.write_all(b"UP").unwrap();
+        let mut late = File::open(m.at("f")).unwrap();
+        for file in [&mut reader, &mut writer, &mut late] {
+            assert_eq!(read_all(file), "UPwer", "{mode}");
+        }
+        writer.write_all_at(b"longer than before", 0).unwrap();
+        assert_eq!(read_all(&mut reader), "longer than before", "{mode}");
+        assert_eq!(std::fs::read_to_string(m.lower(0).join("f")).unwrap(), "lower", "{mode}");
+        drop((reader, writer, late));
+        // All anew, as it may be another way now.
+        assert_eq!(read_all(&mut open_both(&m)), "longer than before", "{mode}");
+        assert_eq!(std::fs::read_to_string(m.upper().join("f")).unwrap(), "longer than before");
+    }
+}
+
+#[test]
+fn writers_and_readers_of_a_file_of_upper() {
+    need_mount!();
+    for mode in modes() {
+        let m = mounted(mode, &[""]);
+        let mut first = File::create_new(m.at("f")).unwrap();
+        first.write_all(b"first").unwrap();
+        let mut reader = File::open(m.at("f")).unwrap();
+        assert_eq!(read_all(&mut reader), "first", "{mode}");
+        let mut append = OpenOptions::new().append(true).open(m.at("f")).unwrap();
+        append.write_all(b", second").unwrap();
+        first.write_all_at(b"FIRST", 0).unwrap();
+        assert_eq!(read_all(&mut reader), "FIRST, second", "{mode}");
+        assert_eq!(std::fs::metadata(m.at("f")).unwrap().size(), 13, "{mode}");
+        first.set_len(3).unwrap();
+        assert_eq!(read_all(&mut reader), "FIR", "{mode}");
+        std::fs::remove_file(m.at("f")).unwrap();
+        append.write_all(b"!").unwrap();
+        assert_eq!(read_all(&mut reader), "FIR!", "{mode}");
+        drop((first, reader, append));
+        std::fs::write(m.at("f"), "another").unwrap();
+        assert_eq!(std::fs::read_to_string(m.at("f")).unwrap(), "another", "{mode}");
+    }
+}
+
+#[test]
+fn what_was_cached_before_is_not_believed_after() {
+    need_mount!();
+    for mode in modes() {
+        let m = mounted(mode, &["f=lower"]);
+        assert_eq!(std::fs::read_to_string(m.at("f")).unwrap(), "lower");
+        std::fs::write(m.at("f"), "cached").unwrap(); // copied up while it is open
+        assert_eq!(std::fs::read_to_string(m.at("f")).unwrap(), "cached", "{mode}");
+        open_both(&m).write_all(b"direct").unwrap();
+        assert_eq!(std::fs::read_to_string(m.at("f")).unwrap(), "direct", "{mode}");
+        let mapped = "python3 -c 'import mmap,sys; f=open(sys.argv[1],\"r+b\"); m=mmap.mmap(f.fileno(),0); m[0:3]=b\"MAP\"' \"$0\"";
+        run(Command::new("sh").args(["-euc", mapped]).arg(m.at("f")));
+        assert_eq!(std::fs::read_to_string(m.at("f")).unwrap(), "MAPect", "{mode}");
+        assert_eq!(std::fs::read_to_string(m.upper().join("f")).unwrap(), "MAPect", "{mode}");
+    }
+}
+
+#[test]
+fn passthrough_asks_the_daemon_for_no_data() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: passthrough takes root");
+    }
+    let m = mounted("passthrough", &["f=lower"]);
+    let data = vec![7; 1 << 20];
+    std::fs::write(m.at("new"), &data).unwrap();
+    assert_eq!(std::fs::read(m.at("new")).unwrap(), data);
+    assert_eq!((count(&m, "READ"), count(&m, "WRITE")), (0, 0));
+    assert_eq!(count(&m, "CREATE") + count(&m, "OPEN"), 2);
+    m.unmount();
+    run(plyfs().args(["mount", "--io", "passthrough", "--lower"]).arg(m.upper()).arg(m.merged()));
+    assert_eq!(std::fs::read(m.at("new")).unwrap(), data);
+    assert_eq!((count(&m, "READ"), count(&m, "OPEN")), (0, 1));
+    assert!(File::options().write(true).open(m.at("new")).is_err());
+}
+
+#[test]
+fn setuid_goes_when_another_user_writes_past_the_daemon() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: only root changes users");
+    }
+    for mode in modes() {
+        let m = mounted(mode, &[""]);
+        crate::common::open_to_all(&m.path(""));
+        std::fs::write(m.at("f"), "x").unwrap();
+        std::fs::set_permissions(m.at("f"), PermissionsExt::from_mode(0o6777)).unwrap();
+        let write =
+            ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "echo y >> \"$0\""];
+        run(Command::new("setpriv").args(write).arg(m.at("f")));
+        let mode_of = |path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode_of(m.at("f")), 0o777, "{mode}");
+        assert_eq!(mode_of(m.upper().join("f")), 0o777, "{mode}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_is_told_that_passthrough_takes_root() {
+    need_mount!();
+    if is_root() {
+        return eprintln!("skipped: here it can be had");
+    }
+    let m = Mount::unmounted(&["f=lower"]);
+    let mut command = plyfs();
+    command.args(["mount", "--io", "passthrough", "--lower"]).arg(m.lower(0)).arg(m.merged());
+    assert!(fails(&mut command).contains("io=passthrough takes"));
+}
