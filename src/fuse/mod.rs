@@ -26,7 +26,7 @@ use ops::Ops;
 pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
-use crate::sys::{self, Errno, MountNamespace};
+use crate::sys::{self, Errno, MountEntry, MountNamespace};
 
 /// The filesystem type in /proc/mounts.
 pub const FS_TYPE: &str = "fuse.plyfs";
@@ -146,8 +146,8 @@ pub struct Mounted {
     /// Taken when it is served.
     session: Option<Session<Ops>>,
     mountpoint: PathBuf,
-    /// Where it is mounted, if not in the process's own mount namespace.
-    namespace: Option<MountNamespace>,
+    /// Where it is mounted, if not in the process's own mount namespace, and as what.
+    namespace: Option<(MountNamespace, MountEntry)>,
     /// While it is open, fusermount3 waits to take the mount away.
     _auto_unmount: Option<UnixStream>,
 }
@@ -156,7 +156,7 @@ pub struct Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.session.take().is_some() {
-            detach(self.namespace, &self.mountpoint);
+            detach(self.namespace.as_ref(), &self.mountpoint);
         }
     }
 }
@@ -196,9 +196,14 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     Ok(Mounted { session: Some(session), mountpoint, namespace: None, _auto_unmount: auto_unmount })
 }
 
+/// What is mounted on this path, for the calling thread.
+fn topmost(mountpoint: &Path) -> Option<MountEntry> {
+    sys::mounted_on(mountpoint).ok()?.pop()
+}
+
 /// Takes a mount away, in the namespace that has it.
-fn detach(namespace: Option<MountNamespace>, mountpoint: &Path) {
-    let Some(namespace) = namespace else {
+fn detach(namespace: Option<&(MountNamespace, MountEntry)>, mountpoint: &Path) {
+    let Some((namespace, entry)) = namespace.cloned() else {
         if let Err(error) = unmount(mountpoint, true) {
             log::error!("{error}");
         }
@@ -209,7 +214,11 @@ fn detach(namespace: Option<MountNamespace>, mountpoint: &Path) {
         match namespace.enter() {
             // With its last process the namespace went, and the mount with it.
             Err(Errno::NOENT) => return,
-            Err(errno) => log::error!("enter the mount's namespace: {errno}"),
+            Err(errno) => return log::error!("enter the mount's namespace: {errno}"),
+            // Its root may be another one than the caller's was.
+            Ok(()) if topmost(&mountpoint) != Some(entry) => {
+                return log::error!("the mount is not at {}", mountpoint.display());
+            }
             Ok(()) => {}
         }
         if let Err(error) = unmount(&mountpoint, true) {
@@ -227,8 +236,9 @@ impl Mounted {
     /// Leaves the mount namespace in which the tree was mounted, so that it can end: then the tree
     /// goes too. To be called before [`serve`](Self::serve), with no other thread.
     pub fn leave_namespace(&mut self) {
+        let Some(entry) = topmost(&self.mountpoint) else { return };
         match MountNamespace::leave() {
-            Ok(left) => self.namespace = left,
+            Ok(left) => self.namespace = left.map(|namespace| (namespace, entry)),
             Err(errno) => log::warn!("stay in the caller's mount namespace: {errno}"),
         }
     }
@@ -238,16 +248,16 @@ impl Mounted {
     pub fn serve(mut self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let handle = signals.handle();
-        let (namespace, mountpoint) = (self.namespace, self.mountpoint.clone());
+        let (namespace, mountpoint) = (self.namespace.clone(), self.mountpoint.clone());
         let watcher = std::thread::Builder::new().name("signals".into()).spawn(move || {
             for _ in &mut signals {
-                detach(namespace, &mountpoint);
+                detach(namespace.as_ref(), &mountpoint);
             }
         })?;
         let result = self.session.take().map_or(Ok(()), Session::run);
         // A session that fails leaves a tree that nobody serves.
         if result.is_err() {
-            detach(self.namespace, &self.mountpoint);
+            detach(self.namespace.as_ref(), &self.mountpoint);
         }
         handle.close();
         if watcher.join().is_err() {

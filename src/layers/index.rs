@@ -105,6 +105,7 @@ impl Index {
         let (spent, was_spent) = open_links(work, b"spent")?;
         let mut known = Known { linked, spent: was_spent, ..Known::default() };
         let mut records = read_log(work, &mut known)?;
+        drop_unneeded_spent(&spent, &mut known)?;
         if records > SLACK * (known.needed() + 1) {
             rewrite_log(work, &known)?;
             records = known.needed();
@@ -166,7 +167,7 @@ impl Index {
     pub fn forget_origin(&self, upper_ino: u64, origin: Ino) -> sys::Result<()> {
         // Locked from here on, so that what is recorded of the number's next file comes after.
         let mut log = self.log.lock();
-        let was_spent = {
+        {
             let mut known = self.known.lock();
             let is_known = |(_, known): &(Timestamp, Ino)| *known == origin;
             let was_known = known.origins.get(&upper_ino).is_some_and(is_known);
@@ -176,16 +177,26 @@ impl Index {
             } else if !was_device {
                 return Ok(());
             }
-            was_known && known.spent.remove(&origin)
-        };
-        if was_spent {
-            let name = Self::link_name(origin);
-            rustix::fs::unlinkat(&self.spent, &name[..], AtFlags::empty())
-                .ignoring(Errno::NOENT)?;
         }
         let birth = Timestamp::default();
         let gone = Record { upper: upper_ino, origin: GONE, birth, left: LEFT_UNSAID };
         self.append_to(&mut log, &gone)
+    }
+
+    /// Lets a spent number go, once nothing is known by it any more and no file shows it.
+    pub fn drop_spent(&self, origin: Ino) -> sys::Result<()> {
+        {
+            let mut known = self.known.lock();
+            let is_shown = known.spent.contains(&origin)
+                && known.origins.values().any(|(_, shown)| *shown == origin);
+            if is_shown || !known.spent.remove(&origin) {
+                return Ok(());
+            }
+        }
+        let name = Self::link_name(origin);
+        rustix::fs::unlinkat(&self.spent, &name[..], AtFlags::empty())
+            .ignoring(Errno::NOENT)
+            .map(drop)
     }
 
     /// Keeps the upper file `upper`, whose number is `origin`, from going when another file takes
@@ -299,6 +310,21 @@ fn open_links(work: BorrowedFd<'_>, name: &[u8]) -> sys::Result<(OwnedFd, HashSe
     let names = sys::read_dir(dir.as_fd())?;
     let numbers = names.iter().filter_map(|entry| parse_link_name(&entry.name)).collect();
     Ok((dir, numbers))
+}
+
+/// Removes the spent links of numbers that no file shows, and those that a crash left beside the
+/// file's own name, before another took its place.
+fn drop_unneeded_spent(spent: &OwnedFd, known: &mut Known) -> sys::Result<()> {
+    let shown: HashSet<Ino> = known.origins.values().map(|(_, origin)| *origin).collect();
+    for origin in std::mem::take(&mut known.spent) {
+        let name = Index::link_name(origin);
+        if shown.contains(&origin) && sys::statx_at(spent.as_fd(), &name)?.nlink == 1 {
+            known.spent.insert(origin);
+        } else {
+            rustix::fs::unlinkat(spent, &name[..], AtFlags::empty())?;
+        }
+    }
+    Ok(())
 }
 
 fn open_log(work: BorrowedFd<'_>) -> sys::Result<File> {

@@ -321,8 +321,12 @@ impl Builder {
         self.names.extend_from_slice(entry.name);
     }
 
-    /// The file's content; `None` if the tree is larger than its numbers.
+    /// The file's content; `None` if the tree is larger than its numbers, or a directory was not
+    /// added.
     pub fn finish(self) -> Option<Vec<u8>> {
+        if self.directories.len() / DIRECTORY != self.known as usize {
+            return None;
+        }
         let mut bytes = MAGIC.to_vec();
         let counts = [
             self.layers.len(),

@@ -64,7 +64,8 @@ impl OverrideStat {
     pub fn apply_type(&self, stat: &mut Stat) {
         if let (Some((kind, rdev)), FileType::RegularFile) = (self.node, stat.kind()) {
             let permissions = match kind {
-                FileType::Symlink => 0o777, // as every symlink has
+                FileType::Directory => return, // no file stands for one
+                FileType::Symlink => 0o777,    // as every symlink has
                 _ => stat.permissions(),
             };
             stat.mode = kind.as_raw_mode() | permissions;

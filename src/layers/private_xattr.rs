@@ -11,12 +11,13 @@ use std::os::fd::BorrowedFd;
 
 use crate::sys::{self, Errno};
 
-/// The namespaces and words that the kernel's overlayfs, fuse-overlayfs and plyfs reserve:
-/// all names `NAMESPACE.WORD.*`.
-const RESERVED: [(&[u8], &[u8]); 5] = [
+/// The namespaces and words that the kernel's overlayfs, fuse-overlayfs, containers/storage and
+/// plyfs reserve: all names that begin with the two.
+const RESERVED: [(&[u8], &[u8]); 6] = [
     (b"trusted.", b"overlay."),
     (b"user.", b"overlay."),
     (b"user.", b"fuseoverlayfs."),
+    (b"user.", b"containers.override_"),
     (b"trusted.", b"plyfs."),
     (b"user.", b"plyfs."),
 ];
@@ -43,7 +44,7 @@ pub fn escape(name: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The name that the mount shows for a layer's `name`; `None` if it is a union's own.
-fn unescape(name: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub fn unescape(name: &[u8]) -> Option<Cow<'_, [u8]>> {
     match split(name) {
         Some((namespace, word, rest)) => {
             Some(Cow::Owned([namespace, word, rest.strip_prefix(word)?].concat()))
@@ -52,7 +53,8 @@ fn unescape(name: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The names in a NUL-separated list.
+pub fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == 0).filter(|name| !name.is_empty())
 }
 
@@ -68,10 +70,10 @@ pub fn visible(list: &[u8]) -> Vec<u8> {
 
 /// Copies all xattrs that are not a union's own from one object to another.
 pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
-    copy_with(from, to, |name| Some(name.to_vec().into()))
+    copy_with(from, to, |name| unescape(name).map(|_| name.to_vec().into()))
 }
 
-/// As [`copy_others`], each under the name that `rename` gives; one of none is left out.
+/// Copies xattrs, each under the name that `rename` gives; one of none is left out.
 pub fn copy_with<'a>(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
@@ -81,7 +83,7 @@ pub fn copy_with<'a>(
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
         result => result?,
     };
-    for name in names(&list).filter(|name| unescape(name).is_some()) {
+    for name in names(&list) {
         if let Some(new_name) = rename(name) {
             sys::set_xattr(to, &new_name, &sys::get_xattr(from, name)?, 0)?;
         }
@@ -89,14 +91,18 @@ pub fn copy_with<'a>(
     Ok(())
 }
 
-/// Removes what [`copy_others`] would not copy from the other object.
-pub fn drop_excess(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
+/// Removes what `from` does not have, of those that `is_copied` says.
+pub fn drop_excess(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    is_copied: impl Fn(&[u8]) -> bool,
+) -> sys::Result<()> {
     let wanted = match sys::list_xattrs(from) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
         result => result?,
     };
     let found = sys::list_xattrs(to)?;
-    for name in names(&found).filter(|name| unescape(name).is_some()) {
+    for name in names(&found).filter(|name| is_copied(name)) {
         if !names(&wanted).any(|kept| kept == name) {
             sys::remove_xattr(to, name)?;
         }
@@ -122,6 +128,10 @@ mod tests {
             (b"trusted.overlay.opaque", b"trusted.overlay.overlay.opaque"),
             (b"user.plyfs.redirect", b"user.plyfs.plyfs.redirect"),
             (b"user.overlay.overlay.x", b"user.overlay.overlay.overlay.x"),
+            (
+                b"user.containers.override_stat",
+                b"user.containers.override_containers.override_stat",
+            ),
         ];
         for (shown, held) in table {
             assert_eq!(&escape(shown)[..], *held);

@@ -159,7 +159,7 @@ impl Overlay {
         if let Some(size) = change.size {
             let fd = self.data(inode, Access::Write)?;
             rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
-            self.drop_suidgid(fd.as_fd(), change.suidgid)?;
+            self.drop_privileges(inode, fd.as_fd(), change.suidgid)?;
         }
         self.change_owner_and_mode(inode, change.uid, change.gid, change.mode)?;
         let _stable = inode.attrs.read();

@@ -105,16 +105,18 @@ impl Overlay {
     /// Makes all names upper's that are known of a changed lower file of several: which one the
     /// change came by cannot be told, and upper as a layer must have it.
     fn link_known_names(&self, inode: &Arc<Inode>) {
-        let known = |inode: &Inode| inode.state.read().links.len();
-        if known(inode) == inode.linked.load(Ordering::Relaxed) || !self.is_indexed(inode) {
+        // A name that comes to be known from here on takes it back.
+        if inode.linked.swap(true, Ordering::AcqRel) || !self.is_indexed(inode) {
             return;
         }
-        inode.linked.store(known(inode), Ordering::Relaxed);
         let link = |n: usize| inode.state.read().links.get(n).cloned();
         for Link { parent, name } in (0..).map_while(link) {
             match self.copy_up_name(&parent, &name, inode) {
-                Err(Error::NotFound) => {} // removed or renamed since
-                linked => best_effort("copy up another name", linked),
+                Ok(()) | Err(Error::NotFound) => {} // one that is removed or renamed since needs none
+                Err(error) => {
+                    log::warn!("copy up another name: {error}");
+                    inode.linked.store(false, Ordering::Release);
+                }
             }
         }
     }
@@ -192,10 +194,10 @@ impl Overlay {
             kind => (self.build_node(kind, lower, &temp, &object)?, None),
         };
         self.copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
-        if inode.kind == FileType::RegularFile && !self.skips_sync()? {
+        let stat = sys::fstat(&fd).context("stat copy", b"")?;
+        if stat.kind() == FileType::RegularFile && !self.skips_sync()? {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
-        let stat = sys::fstat(&fd).context("stat copy", b"")?;
         Ok(Copy { temp, fd, stat, data, begun })
     }
 
@@ -235,7 +237,9 @@ impl Overlay {
         let (dir, name) = (temp.dir(), temp.name());
         let owner = Owner { uid: lower.uid, gid: lower.gid };
         let has_links = kind == FileType::Symlink && lower.nlink > 1;
-        if self.needs_stand_in(kind, owner) || has_links && self.replaces_symlinks() {
+        let is_stand_in = lower.kind() == FileType::RegularFile;
+        if is_stand_in || self.needs_stand_in(kind, owner) || has_links && self.replaces_symlinks()
+        {
             let fd = temp.create_file(0o600).context("create copy", name)?;
             if kind == FileType::Symlink {
                 write_target(&fd, &read_target(object)?)?;
@@ -322,6 +326,7 @@ impl Overlay {
             }
             // Only when it is so: too many names lose nothing, too few would.
             if stands {
+                inode.linked.store(false, Ordering::Release);
                 best_effort("record links", index.count_down(inode.ino, lower.nlink, None));
             }
             return Ok(());

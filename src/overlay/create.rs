@@ -311,6 +311,12 @@ impl Overlay {
         }
         if let (true, NodeKind::Symlink(target)) = (stands_in, kind) {
             write_target(&fd, target)?;
+            if !self.skips_sync()? {
+                // The target is this file's data, but a symlink's comes with its name.
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file = sys::reopen(fd.as_fd(), flags).context("open", name)?;
+                rustix::fs::fsync(&file).context("sync", name)?;
+            }
         }
         if !xattr.is_for(made.file_type()) {
             return Ok(fd); // a symlink of who mounts

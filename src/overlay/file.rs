@@ -63,7 +63,7 @@ impl Overlay {
             }
             result => result?,
         };
-        self.drop_privileges(ino, &fd, flags)?;
+        self.drop_privileges(&inode, fd.as_fd(), flags.suidgid)?;
         let mut done = 0;
         while done < data.len() {
             match rustix::io::pwrite(&fd, &data[done..], offset + done as u64) {
@@ -160,7 +160,7 @@ impl Overlay {
         })?;
         let inode = self.inode(ino)?;
         let fd = self.writable(&inode)?;
-        self.drop_privileges(ino, &fd, how)?;
+        self.drop_privileges(&inode, fd.as_fd(), how.suidgid)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")?;
         self.attr_watcher.tell(ino);
         Ok(())
@@ -190,7 +190,7 @@ impl Overlay {
     ) -> Result<usize> {
         let (from, to) = (self.inode(from)?, self.inode(to)?);
         let out = self.writable(&to)?;
-        self.drop_privileges(to.ino, &out, how)?;
+        self.drop_privileges(&to, out.as_fd(), how.suidgid)?;
         let input = self.data(&from, Access::Read)?;
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         rustix::fs::copy_file_range(&input, Some(&mut read_at), &out, Some(&mut write_at), len)

@@ -13,7 +13,7 @@ use super::inode::{Below, Inode, LowerDir};
 use super::listing::{self, LayerIndex};
 use crate::layers::lower::Lower;
 use crate::layers::merged_index::{Builder, Entry, MergedIndex, NewEntry, layer_roots};
-use crate::sys::{self, Errno, Stat};
+use crate::sys::{self, Errno, FileType, Stat};
 
 /// An index, and the devices that its layers lie on.
 #[derive(Debug)]
@@ -88,7 +88,12 @@ impl Overlay {
     /// larger than the index's numbers.
     pub fn build_index(&self) -> Result<Option<Vec<u8>>> {
         let roots = layer_roots(self.lowers.iter().map(Lower::root)).context("stat", b"")?;
-        if self.upper.is_some() || roots.is_empty() || self.lowers.iter().any(Lower::is_rich) {
+        let is_plain = self.owners.overrides.is_none(); // else types are not the files' own
+        if self.upper.is_some()
+            || !is_plain
+            || roots.is_empty()
+            || self.lowers.iter().any(Lower::is_rich)
+        {
             return Ok(None);
         }
         let root = sys::fstat(self.lowers[0].root()).context("stat", b"")?;
@@ -103,7 +108,7 @@ impl Overlay {
                 let first = builder.count();
                 builder.add_directory(own, names.iter().map(Found::entry));
                 for (n, found) in names.into_iter().enumerate() {
-                    match found.inode.is_dir() {
+                    match found.stat.kind() == FileType::Directory {
                         true => below.push((found.inode, first + n as u32)),
                         false => self.release(found.inode),
                     }

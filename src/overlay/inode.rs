@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -172,8 +172,8 @@ pub(super) struct Inode {
     pub(super) attrs: RwLock<()>,
     /// Upper's inode number of the file that was synced with all there is to it; 0 for none.
     pub(super) synced: AtomicU64,
-    /// So many names were known when all known ones were made upper's.
-    pub(super) linked: AtomicUsize,
+    /// Whether all known names of a changed file are upper's.
+    pub(super) linked: AtomicBool,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -188,7 +188,7 @@ impl Inode {
             state: RwLock::new(state),
             attrs: RwLock::new(()),
             synced: AtomicU64::new(0),
-            linked: AtomicUsize::new(1),
+            linked: AtomicBool::new(false),
             dir: RwLock::new(None),
         }
     }
@@ -232,6 +232,7 @@ impl Inode {
         let mut state = self.state.write();
         if !state.links.iter().any(|link| link.is(parent, name)) {
             state.links.push(Link { parent: Arc::clone(parent), name: Arc::clone(name) });
+            self.linked.store(false, Ordering::Release);
         }
     }
 

@@ -8,7 +8,7 @@ use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
 use smallvec::SmallVec;
 
 use super::attr::Attr;
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Result, best_effort};
 use super::indexing::Merged;
 use super::inode::{self, Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::listing::{Entry, LayerIndex, Listing};
@@ -104,6 +104,11 @@ impl Overlay {
         for gone in &gone {
             let lowers = gone.state.read().lower_dirs();
             self.fds.forget(gone.ino, lowers.iter());
+            if gone.kind == FileType::Symlink
+                && let Some(upper) = &self.upper
+            {
+                best_effort("drop a spent link", upper.index().drop_spent(gone.ino));
+            }
         }
         let count = gone.len();
         drop(gone);

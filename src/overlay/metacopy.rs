@@ -87,7 +87,8 @@ impl Overlay {
         if is_told && now.ctime == then.ctime {
             return Ok(());
         }
-        private_xattr::drop_excess(object.as_fd(), copy.as_fd()).context("copy xattrs", b"")?;
+        private_xattr::drop_excess(object.as_fd(), copy.as_fd(), |name| self.owners.copies(name))
+            .context("copy xattrs", b"")?;
         self.copy_attributes(object.as_fd(), copy.as_fd(), &now)?;
         if !self.skips_sync()? {
             rustix::fs::fsync(copy).context("sync copy", b"")?;

@@ -26,6 +26,7 @@ use super::inode::{Inode, Link, UpperFile};
 use crate::layers::id_map::IdMap;
 use crate::layers::override_stat::{OverrideStat, OverrideXattr};
 use crate::layers::private_xattr;
+use crate::layers::upper::Temp;
 use crate::sys::{self, Errno, FileType, Stat, TimeChange};
 
 /// Whether owners and modes are kept in xattrs (mount option `xattr_permissions`).
@@ -239,6 +240,12 @@ impl Owners {
         self.change(object, &Change { mode: Some(mode), ..Change::default() })
     }
 
+    /// Whether a copy has the xattr too: those of the union's own are made anew.
+    pub(super) fn copies(&self, name: &[u8]) -> bool {
+        let is_held = self.overrides.is_some_and(|xattr| xattr.shown_name(name).is_some());
+        is_held || private_xattr::unescape(name).is_some()
+    }
+
     /// Gives a copy owner and permissions of the original, and its xattrs (a change of owner drops
     /// capabilities, so they come after).
     pub(super) fn copy(
@@ -260,10 +267,9 @@ impl Owners {
             return private_xattr::copy_others(from, to).context("copy xattrs", b"");
         };
         private_xattr::copy_with(from, to, |name| {
-            if name.starts_with(crate::layers::acl::PREFIX) {
-                return None; // the real mode is the union's own
-            }
-            xattr.held_name(name).or(Some(name.to_vec().into()))
+            // The real mode is the union's own, so lists that widen it are not copied.
+            let is_copied = self.copies(name) && !name.starts_with(crate::layers::acl::PREFIX);
+            is_copied.then(|| xattr.held_name(name).unwrap_or_else(|| name.to_vec().into()))
         })
         .context("copy xattrs", b"")?;
         let kept = self.override_of(from, original)?;
@@ -333,6 +339,7 @@ impl Overlay {
         if inode.kind != FileType::Symlink || !self.replaces_symlinks() {
             return Ok(());
         }
+        let _one_at_a_time = inode.copy_up.lock();
         let object = self.object(inode)?;
         let link = sys::fstat(object.as_fd()).context("stat", b"")?;
         match link.kind() {
@@ -397,6 +404,7 @@ impl Overlay {
     /// A symlink's owner, where that is kept in an xattr, which a symlink cannot have: a regular
     /// file takes its place. False if there is one already.
     fn change_symlink(&self, inode: &Arc<Inode>, change: &Change) -> Result<bool> {
+        let _one_at_a_time = inode.copy_up.lock();
         let object = self.object(inode)?;
         let link = sys::fstat(object.as_fd()).context("stat", b"")?;
         if link.kind() != FileType::Symlink {
@@ -436,6 +444,16 @@ impl Overlay {
         let index = upper.index();
         index.keep_spent(object.as_fd(), inode.ino).context("keep a symlink's number", b"")?;
         index.record_origin(&stat, inode.ino).context("record origin", b"")?;
+        let replaced = self.publish_stand_in(inode, &mut temp, &stat);
+        if replaced.is_err() {
+            best_effort("forget an inode", index.forget_origin(stat.ino, inode.ino));
+            best_effort("drop a spent link", index.drop_spent(inode.ino));
+        }
+        replaced
+    }
+
+    /// Moves what stands for a symlink to its name.
+    fn publish_stand_in(&self, inode: &Arc<Inode>, temp: &mut Temp<'_>, stat: &Stat) -> Result<()> {
         loop {
             let Link { parent, name } = inode.any_link().ok_or(Error::NotFound)?;
             let _names = parent.dir.write();
@@ -449,9 +467,8 @@ impl Overlay {
             let restored = super::copy_up::restore_times(dir.as_fd(), &before);
             best_effort("restore a directory's times", restored);
             inode.state.write().upper = Some(UpperFile::named(stat.ino));
-            break;
+            return Ok(());
         }
-        Ok(())
     }
 }
 

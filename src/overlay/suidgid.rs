@@ -2,14 +2,14 @@
 //! CAP_FSETID; setgid without group-execute goes only if the caller is not in the group either
 //! (inode(7), chown(2)). The wire says for a write alone what the caller has; else /proc does.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::AtFlags;
 
 use super::Overlay;
 use super::attr::Attr;
 use super::error::{Context, Result};
-use super::file::WriteFlags;
+use super::inode::Inode;
 use crate::layers::number::Ino;
 use crate::sys::{self, Caller, Errno};
 
@@ -27,10 +27,15 @@ pub enum SuidGid {
 
 impl Overlay {
     /// Before the data changes: what is written must never run with the old bits.
-    pub(super) fn drop_privileges(&self, ino: Ino, fd: &OwnedFd, how: WriteFlags) -> Result<()> {
-        self.drop_held_capabilities(fd.as_fd())?;
-        if self.drop_suidgid(fd.as_fd(), how.suidgid)? {
-            self.attr_watcher.tell(ino);
+    pub(super) fn drop_privileges(
+        &self,
+        inode: &Inode,
+        fd: BorrowedFd<'_>,
+        suidgid: SuidGid,
+    ) -> Result<()> {
+        self.drop_held_capabilities(fd)?;
+        if self.drop_suidgid(inode, fd, suidgid)? {
+            self.attr_watcher.tell(inode.ino);
         }
         Ok(())
     }
@@ -69,8 +74,7 @@ impl Overlay {
     pub fn drop_before_write(&self, ino: Ino, caller: Caller) -> Result<Attr> {
         let inode = self.inode(ino)?;
         let object = self.object(&inode)?;
-        self.drop_suidgid(object.as_fd(), SuidGid::AsCallerMay(caller))?;
-        self.drop_held_capabilities(object.as_fd())?;
+        self.drop_privileges(&inode, object.as_fd(), SuidGid::AsCallerMay(caller))?;
         match sys::remove_xattr(object.as_fd(), b"security.capability") {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno).context("drop capabilities", b""),
@@ -95,17 +99,20 @@ impl Overlay {
     /// What a write or truncate by an unprivileged caller does: setuid goes, and setgid where
     /// the group may execute, or the caller is not in the group (inode(7)).
     /// Whether there was anything to drop.
-    pub(super) fn drop_suidgid(&self, fd: BorrowedFd<'_>, suidgid: SuidGid) -> Result<bool> {
+    fn drop_suidgid(&self, inode: &Inode, fd: BorrowedFd<'_>, suidgid: SuidGid) -> Result<bool> {
         let caller = match suidgid {
             SuidGid::Keep => return Ok(false),
             SuidGid::Drop(caller) | SuidGid::AsCallerMay(caller) => caller,
         };
-        let stat = self.owners.held(fd, sys::fstat(fd).context("stat", b"")?)?;
-        let mode = stat.permissions();
+        let stat = || self.owners.held(fd, sys::fstat(fd).context("stat", b"")?);
         let may_keep = || suidgid == SuidGid::AsCallerMay(caller) && caller.has_fsetid();
-        if mode & 0o6000 == 0 || may_keep() {
+        if stat()?.mode & 0o6000 == 0 || may_keep() {
             return Ok(false);
         }
+        // Between the look and the change nobody else may change the mode.
+        let _alone = inode.attrs.write();
+        let stat = stat()?;
+        let mode = stat.permissions();
         let is_member = || caller.is_in_group(self.owners.shown_gid(stat.gid));
         let mut kept = mode & !0o4000;
         if mode & 0o2010 == 0o2010 || mode & 0o2000 != 0 && !is_member() {

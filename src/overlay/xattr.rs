@@ -43,13 +43,12 @@ impl Overlay {
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
         let object = self.object(&self.inode(ino)?)?;
         let list = sys::list_xattrs(object.as_fd()).context("list xattrs", b"")?;
-        let visible = private_xattr::visible(&list);
         if self.acl && self.owners.overrides.is_none() {
-            return Ok(visible);
+            return Ok(private_xattr::visible(&list));
         }
-        let names = visible.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-        let shown: BTreeSet<&[u8]> = names.filter_map(|name| self.shown_behind(name)).collect();
-        Ok(shown.into_iter().flat_map(|name| [name, &b"\0"[..]]).flatten().copied().collect())
+        let names = private_xattr::names(&list);
+        let shown: BTreeSet<_> = names.filter_map(|name| self.shown_behind(name)).collect();
+        Ok(shown.iter().flat_map(|name| [&name[..], b"\0"]).flatten().copied().collect())
     }
 
     /// Sets an xattr; `flags` are those of setxattr(2).
@@ -139,13 +138,13 @@ impl Overlay {
     }
 
     /// What is shown of a name that a file has.
-    fn shown_behind<'a>(&self, held: &'a [u8]) -> Option<&'a [u8]> {
+    fn shown_behind<'a>(&self, held: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         if !self.acl && held.starts_with(acl::PREFIX) {
             return None;
         }
         match self.owners.overrides {
-            Some(xattr) if xattr.is_own(held) => xattr.shown_name(held),
-            _ => Some(held),
+            Some(xattr) if xattr.is_own(held) => xattr.shown_name(held).map(Cow::Borrowed),
+            _ => private_xattr::unescape(held),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::digest::ImageId;
 use super::{Result, Store};
-use crate::overlay::{MountOptions, Overlay};
+use crate::overlay::{MountOptions, Overlay, Overrides};
 
 const NAME: &str = "merged-index";
 
@@ -19,6 +19,8 @@ impl Store {
         let path = self.chain_path(&top).join(NAME);
         let mut layers = MountOptions::new(self.layer_dirs(image)?);
         layers.merged_index = Some(path.clone());
+        // As images are mounted: what an xattr says of a file makes it no other one.
+        layers.ownership.overrides = Overrides::No;
         let open = |options: &MountOptions| {
             Overlay::open(options)
                 .inspect_err(|error| log::debug!("index {}: {error}", image.hex()))
@@ -29,10 +31,13 @@ impl Store {
             return Ok(Some(path));
         }
         match union.build_index() {
-            Ok(Some(index)) => {
-                self.write_atomically(&path, &index)?;
-                Ok(Some(path))
-            }
+            Ok(Some(index)) => match self.write_atomically(&path, &index) {
+                Ok(()) => Ok(Some(path)),
+                Err(error) => {
+                    log::debug!("index {}: {error}", image.hex()); // a mount does without
+                    Ok(None)
+                }
+            },
             Ok(None) => Ok(None),
             Err(error) => {
                 log::debug!("index {}: {error}", image.hex());

@@ -11,6 +11,7 @@ mod dir;
 mod flags;
 mod mapped;
 mod metadata;
+mod mount_table;
 mod namespace;
 mod object;
 mod stat;
@@ -29,6 +30,7 @@ pub use flags::{
 };
 pub use mapped::Mapped;
 pub use metadata::{TimeChange, chmod, set_times, with_write_permission};
+pub use mount_table::{MountEntry, mounted_on};
 pub use namespace::MountNamespace;
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,

@@ -13,7 +13,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -38,24 +38,29 @@ impl MountNamespace {
     }
 
     /// Leaves the present namespace, if it is one that can end: not that of the first process.
-    /// `None` if it stays.
+    /// `None` if it stays, as in a chroot(2), which is no place to pivot from.
     ///
     /// Only for a process that has no other thread: those would stay.
     pub fn leave() -> Result<Option<Self>> {
         let left = Self::at(OURS)?;
-        if Self::at("/proc/1/ns/mnt") == Ok(left) {
+        if Self::at("/proc/1/ns/mnt") == Ok(left) || !is_mount_root("/")? {
             return Ok(None);
         }
+        let back = Way::back()?;
         // SAFETY: a new mount namespace changes what paths mean to this process, whose callers
         // know that; no descriptor and no memory changes.
         match unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) } {
             Err(Errno::PERM) => return Ok(None), // an ordinary user's namespace is the machine's
             result => result?,
         }
-        if let Err(errno) = keep_what_is_needed() {
-            log::warn!("other mounts are kept busy: {errno}");
+        match keep_what_is_needed() {
+            Ok(()) => Ok(Some(left)),
+            Err(errno) => {
+                log::debug!("stay in the caller's mount namespace: {errno}");
+                back.take()?;
+                Ok(None)
+            }
         }
-        Ok(Some(left))
     }
 
     /// Has the calling thread do something in this namespace, which it then stays in: so it should
@@ -84,6 +89,32 @@ impl MountNamespace {
         }
         Err(Errno::NOENT)
     }
+}
+
+/// What it takes to be in a namespace again.
+struct Way {
+    namespace: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Way {
+    fn back() -> Result<Self> {
+        let open = |path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        Ok(Self { namespace: open(OURS, OFlags::RDONLY)?, root: open("/", OFlags::PATH)? })
+    }
+
+    fn take(self) -> Result<()> {
+        let kind = Some(LinkNameSpaceType::Mount);
+        rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)?;
+        rustix::process::fchdir(&self.root)?;
+        rustix::process::chroot(".")?;
+        rustix::process::chdir("/")
+    }
+}
+
+fn is_mount_root(path: &str) -> Result<bool> {
+    let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Makes a new root that has what the daemon still opens by its path, and lets go of all else.

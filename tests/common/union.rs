@@ -75,7 +75,9 @@ impl Union {
 
     /// Makes the merged index of the lowers.
     pub fn index(&self) -> PathBuf {
-        let lowers = Overlay::open(&MountOptions::new(self.lowers.clone())).unwrap();
+        let mut options = MountOptions::new(self.lowers.clone());
+        options.ownership = self.ownership.clone();
+        let lowers = Overlay::open(&options).unwrap();
         let path = self.dir.path().join("index");
         std::fs::write(&path, lowers.build_index().unwrap().unwrap()).unwrap();
         path

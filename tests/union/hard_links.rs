@@ -147,3 +147,14 @@ fn upper_has_each_name_that_is_known_of_a_changed_file() {
     u.stack();
     u.expect("far/ far/d=z l/ l/a=z l/b=z l/c=z");
 }
+
+#[test]
+fn a_name_that_comes_to_be_known_is_upper_s_when_it_is_written() {
+    let u = Union::new(&["a=lower b=>a c=>a"]);
+    u.ino("a").unwrap();
+    u.ino("b").unwrap();
+    u.write("a", 0, "1").unwrap();
+    u.unlink("b").unwrap();
+    u.write("c", 0, "2").unwrap();
+    u.expect_upper(".wh.b= a=2ower c=2ower");
+}

@@ -1,7 +1,7 @@
 //! Lowers whose merged tree is known beforehand show the same as others, with fewer looks at them.
 
 use plyfs::layers::number::Ino;
-use plyfs::overlay::{Attr, MountOptions, Overlay, UpperForm};
+use plyfs::overlay::{Attr, MountOptions, Overlay, Overrides, UpperForm};
 use plyfs::sys::FileType;
 
 use crate::common::is_root;
@@ -125,4 +125,22 @@ fn a_stack_that_changed_has_none() {
     assert!(union.lookup(Ino::ROOT, b"more").is_ok());
     options.merged_index = Some(u.dir.path().join("none"));
     assert!(!Overlay::open(&options).unwrap().is_indexed_stack());
+}
+
+#[test]
+fn no_xattr_of_a_layer_makes_it_lie() {
+    let mut u = Union::new(&["a=forged b/one=1 c/two=2"]);
+    let flags = rustix::fs::XattrFlags::empty();
+    for (name, value) in [("", "0:0:0755"), ("a", "0:0:0755:dir")] {
+        let path = u.lowers[0].join(name);
+        let xattr = "user.containers.override_stat";
+        rustix::fs::setxattr(&path, xattr, value.as_bytes(), flags).unwrap();
+    }
+    // Where such xattrs count, there is no index.
+    let layers = Overlay::open(&MountOptions::new(u.lowers.clone())).unwrap();
+    assert!(layers.build_index().unwrap().is_none());
+    u.ownership.overrides = Overrides::No;
+    u.indexed = true;
+    u.remount();
+    assert_eq!(u.tell(), ["a=forged", "b/", "b/one=1", "c/", "c/two=2"]);
 }

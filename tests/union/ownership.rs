@@ -2,10 +2,13 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use plyfs::layers::override_stat::OverrideXattr;
-use plyfs::overlay::{Attr, Node, NodeKind, Overrides, Owner, Ownership, Result, SetAttr};
-use plyfs::sys::{self, Errno, FileType};
+use plyfs::overlay::{
+    Attr, Node, NodeKind, Overrides, Owner, Ownership, Result, SetAttr, SuidGid, WriteFlags,
+};
+use plyfs::sys::{self, Caller, Errno, FileType};
 
 use crate::common::union::{Union, errno};
 use crate::common::{is_root, make_owner};
@@ -213,6 +216,7 @@ fn what_can_have_no_xattr_has_a_stand_in() {
     assert_eq!(real(&u.upper().join("own")).0, RegularFile);
     u.rename("other", "moved").unwrap();
     u.unlink("own").unwrap();
+    u.remount();
     assert!(std::fs::read_dir(u.work().join("spent")).unwrap().count() <= 1, "but for l's");
     u.stack();
     assert_eq!(shown(&u, "dev"), (CharacterDevice, 3, 3, 0o640));
@@ -307,4 +311,154 @@ fn an_owner_that_the_layer_holds_is_no_change() {
     assert_eq!(shown(&u, ""), (Directory, 70_000, 80_000, 0o755));
     assert_eq!(errno(chown(&u, "", 65533, gid)), Errno::OVERFLOW);
     assert_eq!(real(&u.upper()), (Directory, uid, gid, 0o755));
+}
+
+/// A symlink of who mounts, which has an inode of its own in upper until its owner changes.
+fn own_symlink(u: &Union, name: &str) -> Attr {
+    make_as(u, me().0, name, NodeKind::Symlink(b"t"), 0o777).unwrap()
+}
+
+#[test]
+fn the_number_of_a_deleted_symlink_that_is_open_is_nobody_elses() {
+    let mut u = Union::new(&[""]);
+    u.own(in_xattrs());
+    let link = own_symlink(&u, "l");
+    chown(&u, "l", 5, 5).unwrap();
+    u.unlink("l").unwrap();
+    for n in 0..50 {
+        let name = format!("new{n}");
+        u.create(&name, "data").unwrap();
+        assert_ne!(u.ino(&name).unwrap(), link.ino);
+    }
+}
+
+#[test]
+fn a_stand_in_of_a_lower_is_copied_up_as_one() {
+    let (uid, gid) = me();
+    let mut u = Union::new(&["l=target m=target"]);
+    for name in ["l", "m"] {
+        set_xattr(&u.lowers[0].join(name), OVERRIDE, &format!("{uid}:{gid}:0777:symlink"));
+    }
+    u.own(in_xattrs());
+    u.rename("l", "moved").unwrap();
+    chown(&u, "m", 5, 5).unwrap();
+    chown(&u, "m", uid, gid).unwrap();
+    u.stack();
+    chown(&u, "m", 6, 6).unwrap();
+    u.remount();
+    assert_eq!((shown(&u, "moved").0, shown(&u, "m")), (Symlink, (Symlink, 6, 6, 0o777)));
+    assert_eq!(u.overlay().readlink(u.ino("moved").unwrap()).unwrap(), b"target");
+}
+
+#[test]
+fn a_symlink_of_several_names_has_one_owner() {
+    let mut u = Union::new(&["d/"]);
+    u.own(in_xattrs());
+    let number = own_symlink(&u, "a").ino;
+    u.link("a", "d/b").unwrap();
+    chown(&u, "a", 5, 6).unwrap();
+    let check = |u: &Union, name: &str, links| {
+        assert_eq!(shown(u, name), (Symlink, 5, 6, 0o777));
+        let attr = u.stat(name).unwrap();
+        assert_eq!((attr.ino, attr.stat.nlink), (number, links));
+    };
+    check(&u, "d/b", 2);
+    u.remount();
+    check(&u, "a", 2);
+    u.rename("a", "c").unwrap();
+    u.unlink("d/b").unwrap();
+    u.remount();
+    check(&u, "c", 1);
+    u.unlink("c").unwrap();
+    u.remount();
+    assert_eq!(std::fs::read_dir(u.work().join("spent")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_crash_before_a_symlink_was_replaced_leaves_the_symlink() {
+    let mut u = Union::new(&[""]);
+    u.own(in_xattrs());
+    let number = own_symlink(&u, "l").ino;
+    let spent = u.work().join(format!("spent/{:016x}", number.0));
+    std::fs::hard_link(u.upper().join("l"), spent).unwrap();
+    u.remount();
+    assert_eq!(u.stat("l").unwrap().stat.nlink, 1);
+    chown(&u, "l", 5, 5).unwrap();
+    assert_eq!(shown(&u, "l"), (Symlink, 5, 5, 0o777));
+}
+
+#[test]
+fn what_a_user_sets_without_such_xattrs_is_no_owner_with_them() {
+    let mut u = Union::new(&[""]);
+    let ino = make_as(&u, me().0, "f", NodeKind::File, 0o755).unwrap().ino;
+    let set = |ino| u.overlay().set_xattr(ino, OVERRIDE.as_bytes(), b"7:7:4755", 0);
+    set(ino).unwrap();
+    set(plyfs::layers::number::Ino::ROOT).unwrap();
+    assert_eq!(u.overlay().get_xattr(ino, OVERRIDE.as_bytes()).unwrap(), b"7:7:4755");
+    u.own(in_xattrs());
+    assert_eq!(shown(&u, "f"), (RegularFile, me().0, me().1, 0o755));
+    u.own(Ownership::default());
+    assert_eq!(shown(&u, "f"), (RegularFile, me().0, me().1, 0o755));
+}
+
+#[test]
+fn a_truncation_drops_capabilities() {
+    for ownership in [Ownership::default(), in_xattrs()] {
+        if !is_root() {
+            continue; // only root sets them
+        }
+        let mut u = Union::new(&[""]);
+        u.own(ownership);
+        u.create("f", "x").unwrap();
+        let (ino, union) = (u.ino("f").unwrap(), u.overlay());
+        let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        union.set_xattr(ino, CAPABILITY, capability, 0).unwrap();
+        u.truncate("f", 0).unwrap();
+        assert_eq!(errno(union.get_xattr(ino, CAPABILITY)), Errno::NODATA);
+    }
+}
+
+#[test]
+fn changes_of_one_file_at_once_are_all_made() {
+    let mut u = Union::new(&[""]);
+    u.own(in_xattrs());
+    for n in 0..200 {
+        let name = format!("l{n}");
+        own_symlink(&u, &name);
+        let ino = u.ino(&name).unwrap();
+        let change = |uid, gid| {
+            let change = SetAttr { uid, gid, ..SetAttr::default() };
+            u.overlay().setattr(ino, &change).unwrap();
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(|| change(Some(5), None));
+            threads.spawn(|| change(None, Some(6)));
+        });
+        assert_eq!(shown(&u, &name), (Symlink, 5, 6, 0o777));
+    }
+}
+
+#[test]
+fn a_write_that_drops_setuid_undoes_no_chmod() {
+    for ownership in [Ownership::default(), in_xattrs()] {
+        let mut u = Union::new(&[""]);
+        u.own(ownership);
+        let ino = u.make("f", NodeKind::File, 0o755).unwrap().ino;
+        let stranger = Caller { uid: 1, gid: 1, pid: 1 };
+        let how = WriteFlags { suidgid: SuidGid::Drop(stranger) };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    u.overlay().write(ino, 0, b"x", how).unwrap();
+                }
+            });
+            for _ in 0..2000 {
+                u.chmod("f", 0o4755).unwrap();
+                u.chmod("f", 0o600).unwrap();
+                assert_eq!(shown(&u, "f").3, 0o600);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
 }
