@@ -195,17 +195,19 @@ impl Options {
             }
             "upperdir" => self.upper = Some(unescape(value.needed()?)),
             "workdir" => self.work = Some(unescape(value.needed()?)),
-            "volatile" => self.volatile = true,
+            "volatile" => self.volatile = value.flag()?,
             "fsync" => self.volatile = !value.switch()?,
-            "rich" => self.form = UpperForm::Rich,
+            "rich" if value.flag()? => self.form = UpperForm::Rich,
             "redirect_dir" => match value.text()?.as_str() {
                 "off" => self.form = UpperForm::Plain,
                 _ => bail!("only redirect_dir=off is supported; -o rich has upper hold redirects"),
             },
-            "noatime" | "atime" | "relatime" | "strictatime" => self.set_atime(&name),
-            "static_nlink" => self.static_nlink = true,
+            "noatime" | "atime" | "relatime" | "strictatime" if value.flag()? => {
+                self.set_atime(&name)
+            }
+            "static_nlink" => self.static_nlink = value.flag()?,
             _ if self.add_owner_option(&value)? || self.add_wire_option(&value)? => {}
-            _ => self.add_flag(&value),
+            _ => return self.add_flag(&value),
         }
         Ok(())
     }
@@ -215,7 +217,7 @@ impl Options {
         match value.option {
             "uidmapping" => self.ownership.uids = value.parsed()?,
             "gidmapping" => self.ownership.gids = value.parsed()?,
-            "squash_to_root" => self.squash_to_root = true,
+            "squash_to_root" => self.squash_to_root = value.flag()?,
             "squash_to_uid" => self.squash_to_uid = Some(value.parsed()?),
             "squash_to_gid" => self.squash_to_gid = Some(value.parsed()?),
             "xattr_permissions" => {
@@ -226,7 +228,7 @@ impl Options {
                     other => bail!("xattr_permissions is 0, 1 or 2, not {other}"),
                 }
             }
-            "noacl" => self.no_acl = true,
+            "noacl" => self.no_acl = value.flag()?,
             "noxattrs" => self.no_xattrs = value.switch()?,
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
                 let context = value.text()?;
@@ -251,9 +253,9 @@ impl Options {
         match value.option {
             "fsname" => self.fsname = Some(value.unescaped()?),
             "subtype" => self.subtype = Some(value.unescaped()?),
-            "allow_other" => self.allow = Some(Allow::Everybody),
-            "allow_root" => self.allow = Some(Allow::OwnerAndRoot),
-            "auto_unmount" => self.auto_unmount = true,
+            "allow_other" if value.flag()? => self.allow = Some(Allow::Everybody),
+            "allow_root" if value.flag()? => self.allow = Some(Allow::OwnerAndRoot),
+            "auto_unmount" => self.auto_unmount = value.flag()?,
             "timeout" => {
                 let seconds: f64 = value.parsed()?;
                 let timeout = Duration::try_from_secs_f64(seconds);
@@ -280,7 +282,7 @@ impl Options {
             // What is written is cached by the kernel in any case, and passed on at once.
             "writeback" => drop(value.switch()?),
             "max_idle_threads" => drop(value.parsed::<i64>()?),
-            "debug" => self.debug = true,
+            "debug" => self.debug = value.flag()?,
             "plugins" => bail!("plugins are not supported: layers are directories here"),
             "remount" => bail!(
                 "a mount is not changed by its mount program: unmount it and mount it anew, or use mount -i -o remount"
@@ -303,7 +305,7 @@ impl Options {
         }
     }
 
-    fn add_flag(&mut self, value: &Value<'_>) {
+    fn add_flag(&mut self, value: &Value<'_>) -> anyhow::Result<()> {
         let name = value.option;
         let flag = match name {
             "ro" => MountFlag::ReadOnly,
@@ -312,15 +314,22 @@ impl Options {
             "noexec" => MountFlag::NoExec,
             "sync" => MountFlag::Sync,
             "dirsync" => MountFlag::DirSync,
-            _ if value.bytes.is_none() && ACCEPTED.contains(&name) => {
-                return self.flags.retain(|flag| !undoes(name, *flag));
+            _ if ACCEPTED.contains(&name) => {
+                value.flag()?;
+                self.flags.retain(|flag| !undoes(name, *flag));
+                return Ok(());
             }
-            _ if name.starts_with("x-") || name == "comment" => return,
-            _ => return self.unknown.push(name.to_owned()),
+            _ if name.starts_with("x-") || name == "comment" => return Ok(()),
+            _ => {
+                self.unknown.push(name.to_owned());
+                return Ok(());
+            }
         };
+        value.flag()?;
         if !self.flags.contains(&flag) {
             self.flags.push(flag);
         }
+        Ok(())
     }
 
     /// Checks what belongs together, once all is read.
@@ -371,6 +380,12 @@ impl Value<'_> {
     {
         let text = self.text()?;
         text.parse().with_context(|| format!("option {}={text}", self.option))
+    }
+
+    /// That there is none: `volatile=0` would say the opposite of what it does.
+    fn flag(&self) -> anyhow::Result<bool> {
+        ensure!(self.bytes.is_none(), "option {} takes no value", self.option);
+        Ok(true)
     }
 
     /// `0` or `1`, with or without a value.
@@ -550,6 +565,9 @@ mod tests {
             (&["-o", "lowerdir=a,timeout=-1", "m"], "timeout=-1"),
             (&["-o", "lowerdir=a,threaded=2", "m"], "threaded is 0 or 1"),
             (&["-o", "lowerdir=a,max_write=100", "m"], "max_write is at least 8192"),
+            (&["-o", "lowerdir=a,volatile=0", "m"], "volatile takes no value"),
+            (&["-o", "lowerdir=a,ro=0", "m"], "ro takes no value"),
+            (&["-o", "lowerdir=a,io=fast", "m"], "io is auto, cache or passthrough"),
             (&["a", "b", "c", "-o", "lowerdir=a"], "unexpected argument c"),
         ];
         for (line, expected) in table {

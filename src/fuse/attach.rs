@@ -212,6 +212,12 @@ fn helper_options(config: &MountConfig) -> String {
         options.push("allow_other".to_owned()); // allow_root is enforced by the session
     }
     options.extend(config.flags.iter().map(|flag| flag.name().to_owned()));
+    // The helper takes these away unless root says otherwise.
+    if rustix::process::getuid().is_root() {
+        let missing = |flag: MountFlag| !config.flags.contains(&flag);
+        options.extend(missing(MountFlag::NoDev).then(|| "dev".to_owned()));
+        options.extend(missing(MountFlag::NoSuid).then(|| "suid".to_owned()));
+    }
     options.join(",")
 }
 

@@ -158,8 +158,8 @@ impl Overlay {
     fn change(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
         if let Some(size) = change.size {
             let fd = self.data(inode, Access::Write)?;
-            rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
             self.drop_privileges(inode, fd.as_fd(), change.suidgid)?;
+            rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
         }
         self.change_owner_and_mode(inode, change.uid, change.gid, change.mode)?;
         let _stable = inode.attrs.read();

@@ -225,6 +225,10 @@ fn a_daemon_that_dies_takes_its_mount_along() {
     }
     let m = Mount::unmounted(&["f=lower"]);
     mount(&m, "auto_unmount");
+    if is_root() {
+        let line = mount_line(&m.merged()).unwrap();
+        assert!(!line.contains("nosuid") && !line.contains("nodev"), "{line}");
+    }
     let daemon = crate::common::mounted::daemon_of(&m);
     sh(&format!("kill -9 {daemon}"));
     wait_until("it is unmounted", || !is_mounted(&m.merged()));
