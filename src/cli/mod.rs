@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::sys;
 use exit::Exit;
 
 /// Union mounts of directories and container images
@@ -150,7 +151,8 @@ fn store_root(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(root) = given {
         return Ok(std::path::absolute(root)?);
     }
-    if rustix::process::geteuid().is_root() {
+    // Who is root in a user namespace alone has the store of who made it.
+    if rustix::process::geteuid().is_root() && sys::is_in_first_user_namespace() {
         return Ok("/var/lib/plyfs".into());
     }
     let from_env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

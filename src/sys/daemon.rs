@@ -62,9 +62,13 @@ pub fn may_use_trusted_xattrs() -> bool {
     let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
     let has_admin =
         effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
-    // The first namespace maps all ids to themselves.
+    has_admin && is_in_first_user_namespace()
+}
+
+/// Whether the process is in the machine's own user namespace, which maps all ids to themselves.
+pub fn is_in_first_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    has_admin && map.split_whitespace().eq(["0", "0", "4294967295"])
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Clears the umask, so that modes given to system calls are the modes made.

@@ -20,8 +20,8 @@ mod xattr;
 pub use caller::Caller;
 pub use copy::{copy_data, is_zero};
 pub use daemon::{
-    Forked, close_inherited, fork, may_use_trusted_xattrs, raise_nofile_limit, set_umask_zero,
-    trim_memory,
+    Forked, close_inherited, fork, is_in_first_user_namespace, may_use_trusted_xattrs,
+    raise_nofile_limit, set_umask_zero, trim_memory,
 };
 pub use dir::{RawEntry, read_dir};
 pub use flags::{
