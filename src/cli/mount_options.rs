@@ -264,7 +264,7 @@ impl Options {
             "threaded" => self.threads = (!value.switch()?).then_some(1),
             "max_threads" => {
                 let threads = value.parsed()?;
-                ensure!(threads > 0, "max_threads is at least 1");
+                ensure!((1..=MAX_THREADS).contains(&threads), "max_threads is 1 to {MAX_THREADS}");
                 self.threads = Some(threads);
             }
             "max_write" => {
@@ -352,6 +352,8 @@ impl Options {
     }
 }
 
+/// More threads than that only wait.
+const MAX_THREADS: usize = 256;
 /// What the kernel takes at least (FUSE_MIN_READ_BUFFER).
 const MIN_MAX_WRITE: u32 = 8192;
 

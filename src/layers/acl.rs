@@ -13,26 +13,33 @@ const ENTRY: usize = 8;
 const USER: u16 = 0x02;
 const GROUP: u16 = 0x08;
 
-/// The list with each id translated; `None` if one has no translation.
+/// The list with each id translated; entries of ids that have no translation are left out.
 ///
 /// What is not of the form above is left as it is, for the filesystem to refuse.
 pub fn translate(
     acl: &[u8],
     uid: impl Fn(u32) -> Option<u32>,
     gid: impl Fn(u32) -> Option<u32>,
-) -> Option<Vec<u8>> {
-    let mut translated = acl.to_vec();
-    for entry in translated.get_mut(HEADER..).unwrap_or_default().chunks_exact_mut(ENTRY) {
+) -> Vec<u8> {
+    let (header, entries) = acl.split_at(HEADER.min(acl.len()));
+    let mut translated = header.to_vec();
+    let chunks = entries.chunks_exact(ENTRY);
+    let rest = chunks.remainder();
+    for entry in chunks {
         let tag = u16::from_le_bytes([entry[0], entry[1]]);
         let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
         let id = match tag {
-            USER => uid(id)?,
-            GROUP => gid(id)?,
-            _ => continue,
+            USER => uid(id),
+            GROUP => gid(id),
+            _ => Some(id),
         };
-        entry[4..].copy_from_slice(&id.to_le_bytes());
+        if let Some(id) = id {
+            translated.extend_from_slice(&entry[..4]);
+            translated.extend_from_slice(&id.to_le_bytes());
+        }
     }
-    Some(translated)
+    translated.extend_from_slice(rest);
+    translated
 }
 
 #[cfg(test)]
@@ -50,8 +57,10 @@ mod tests {
             [&2u32.to_le_bytes()[..], &parts.concat()].concat()
         };
         let shifted = translate(&list(5, 6), |uid| Some(uid + 100), |gid| Some(gid + 200));
-        assert_eq!(shifted, Some(list(105, 206)));
-        assert_eq!(translate(&list(5, 6), |_| None, Some), None);
-        assert_eq!(translate(b"xy", Some, Some), Some(b"xy".to_vec()));
+        assert_eq!(shifted, list(105, 206));
+        let without =
+            [&2u32.to_le_bytes()[..], &entry(1, u32::MAX), &entry(GROUP, 6), &entry(16, 9)];
+        assert_eq!(translate(&list(5, 6), |_| None, Some), without.concat());
+        assert_eq!(translate(b"xy", Some, Some), b"xy");
     }
 }

@@ -3,12 +3,14 @@
 //!
 //! A map is written `HELD:SHOWN:COUNT[:HELD:SHOWN:COUNT]...`, as fuse-overlayfs takes it and as
 //! uid_map(5) has it: the ids from HELD on in a layer are those from SHOWN on in the mount. An id
-//! that no range has is shown as [`OVERFLOW_ID`], and cannot be given to a file.
+//! that no range has is shown as [`UNMAPPED`], and cannot be given to a file.
 
 use std::str::FromStr;
 
-/// What an id is shown as that no range has (user_namespaces(7), "Unmapped user and group IDs").
-pub const OVERFLOW_ID: u32 = 65534;
+/// What an id is shown as that no range has: no user's and no group's. The kernel shows it as 65534
+/// (user_namespaces(7), "Unmapped user and group IDs"), but who is 65534 owns nothing by that, and
+/// nobody writes such a file.
+pub const UNMAPPED: u32 = u32::MAX;
 
 /// A map between the ids that layers hold and those that a mount shows; at first, the identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +78,7 @@ impl IdMap {
         match ranges.find_map(|range| translate(held, range.held, range.count, range.shown)) {
             Some(shown) => shown,
             None if self.ranges.is_empty() => held,
-            None => OVERFLOW_ID,
+            None => UNMAPPED,
         }
     }
 
@@ -129,7 +131,7 @@ mod tests {
         for (held, shown) in table {
             assert_eq!((map.shown(held), map.held(shown)), (shown, Some(held)));
         }
-        assert_eq!(map.shown(65537), OVERFLOW_ID);
+        assert_eq!(map.shown(65537), UNMAPPED);
         assert_eq!(map.held(65537), None);
         assert!(!map.is_identity());
     }

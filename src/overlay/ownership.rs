@@ -23,7 +23,8 @@ use super::Overlay;
 use super::attr::{self, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::{Inode, Link, UpperFile};
-use crate::layers::id_map::IdMap;
+use crate::layers::acl;
+use crate::layers::id_map::{IdMap, UNMAPPED};
 use crate::layers::override_stat::{OverrideStat, OverrideXattr};
 use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
@@ -106,17 +107,19 @@ impl Owners {
         self.gids.shown(held)
     }
 
-    /// An ACL as it is shown.
+    /// An ACL as it is shown: without those who are not.
     pub(super) fn shown_acl(&self, acl: &[u8]) -> Vec<u8> {
-        let (uid, gid) = (|id| Some(self.uids.shown(id)), |id| Some(self.gids.shown(id)));
-        crate::layers::acl::translate(acl, uid, gid).unwrap_or_default()
+        let shown = |map: &IdMap, id| Some(map.shown(id)).filter(|id| *id != UNMAPPED);
+        acl::translate(acl, |id| shown(&self.uids, id), |id| shown(&self.gids, id))
     }
 
     /// An ACL as it is held.
     pub(super) fn held_acl(&self, acl: &[u8]) -> Result<Vec<u8>> {
-        let held =
-            crate::layers::acl::translate(acl, |id| self.uids.held(id), |id| self.gids.held(id));
-        held.ok_or(Errno::OVERFLOW).context("hold the ids of an ACL", b"")
+        let held = acl::translate(acl, |id| self.uids.held(id), |id| self.gids.held(id));
+        match held.len() == acl.len() {
+            true => Ok(held),
+            false => Err(Errno::OVERFLOW).context("hold the ids of an ACL", b""),
+        }
     }
 
     /// Who holds a new file of this owner. Of a squashed one nobody sees the owner, so who may not
@@ -268,7 +271,7 @@ impl Owners {
         };
         private_xattr::copy_with(from, to, |name| {
             // The real mode is the union's own, so lists that widen it are not copied.
-            let is_copied = self.copies(name) && !name.starts_with(crate::layers::acl::PREFIX);
+            let is_copied = self.copies(name) && !name.starts_with(acl::PREFIX);
             is_copied.then(|| xattr.held_name(name).unwrap_or_else(|| name.to_vec().into()))
         })
         .context("copy xattrs", b"")?;

@@ -50,6 +50,24 @@ fn owners_as_podman_asks_for_them() {
 }
 
 #[test]
+fn nobody_owns_a_file_of_an_unmapped_owner() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: only root makes files of others");
+    }
+    let m = Mount::unmounted(&["f=lower mine=lower"]);
+    crate::common::open_to_all(&m.path(""));
+    std::os::unix::fs::chown(m.lower(0).join("f"), Some(7), Some(7)).unwrap();
+    mount(&m, "uidmapping=0:65534:1,gidmapping=0:65534:1");
+    assert_eq!((owner(&m, "f"), owner(&m, "mine")), ((65534, 65534, 0o644), (65534, 65534, 0o644)));
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c"];
+    let line = "cd \"$0\"; for f in f mine; do chmod 4755 $f; echo more >> $f; done 2>/dev/null; cat f mine";
+    let told = run(Command::new("setpriv").args(nobody).arg(line).arg(m.merged()));
+    assert_eq!(told, "lowerlowermore\n");
+    assert_eq!(owner(&m, "f").2, 0o644);
+}
+
+#[test]
 fn setuid_and_owner_survive_in_xattrs() {
     need_mount!();
     if !is_root() {

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use plyfs::layers::id_map::UNMAPPED;
 use plyfs::layers::override_stat::OverrideXattr;
 use plyfs::overlay::{
     Attr, Node, NodeKind, Overrides, Owner, Ownership, Result, SetAttr, SuidGid, WriteFlags,
@@ -109,7 +110,7 @@ fn an_owner_without_a_place_in_the_layers_is_refused() {
         make_owner(u.lowers[0].as_path(), 77);
     }
     u.own(maps("5000000:0:10", "5000000:0:10"));
-    assert_eq!(shown(&u, "f").1, 65534);
+    assert_eq!(shown(&u, "f").1, UNMAPPED);
     assert_eq!(errno(chown(&u, "f", 11, 0)), Errno::OVERFLOW);
     assert_eq!(errno(make_as(&u, 50, "new", NodeKind::File, 0o644)), Errno::OVERFLOW);
     assert_eq!(u.names(""), ["f"]);
