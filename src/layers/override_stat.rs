@@ -174,7 +174,7 @@ impl OverrideXattr {
     }
 
     /// Whether an xattr of a layer is the union's own.
-    pub fn is_own(self, name: &[u8]) -> bool {
+    pub fn is_reserved(self, name: &[u8]) -> bool {
         match self {
             Self::Privileged => name == PRIVILEGED,
             Self::Containers => name.starts_with(PREFIX),
@@ -250,8 +250,8 @@ mod tests {
         let held = kept.held_name(b"security.capability").unwrap();
         assert_eq!(&held[..], b"user.containers.override_security.capability");
         assert_eq!(kept.shown_name(&held), Some(&b"security.capability"[..]));
-        assert!(kept.is_own(&held) && kept.is_own(CONTAINERS));
-        assert!(!kept.is_own(b"user.containers.x") && kept.shown_name(CONTAINERS).is_none());
+        assert!(kept.is_reserved(&held) && kept.is_reserved(CONTAINERS));
+        assert!(!kept.is_reserved(b"user.containers.x") && kept.shown_name(CONTAINERS).is_none());
         assert_eq!(kept.held_name(b"user.x"), None);
         assert_eq!(OverrideXattr::Privileged.held_name(b"security.capability"), None);
     }

@@ -4,7 +4,9 @@
 //! UPPER/             the changeset, always a valid one: names, `.wh.` marks
 //! WORK/tmp/          what is being built; a rename publishes it; emptied at mount
 //! WORK/index/        see [`super::index`]
+//! WORK/spent/        see [`super::index`]
 //! WORK/origins       see [`super::index`]
+//! WORK/volatile      see [`super::volatile`]
 //! WORK/lock          locked (flock) while mounted; says by whom
 //! ```
 //!

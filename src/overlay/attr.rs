@@ -161,7 +161,7 @@ impl Overlay {
             self.drop_privileges(inode, fd.as_fd(), change.suidgid)?;
             rustix::fs::ftruncate(&fd, size).context("truncate", b"")?;
         }
-        self.change_owner_and_mode(inode, change.uid, change.gid, change.mode)?;
+        self.set_owner_and_mode(inode, change.uid, change.gid, change.mode)?;
         let _stable = inode.attrs.read();
         if change.atime.or(change.mtime).is_some() {
             let object = self.object(inode)?;

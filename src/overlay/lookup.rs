@@ -1,7 +1,7 @@
 //! From a name in a merged directory to its inode.
 
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
@@ -238,10 +238,7 @@ impl Overlay {
                 if !self.is_rich(source) {
                     continue;
                 }
-                let dir = match source {
-                    LayerIndex::Upper => self.upper_dir(parent)?,
-                    LayerIndex::Lower(layer) => self.lower_dir(lower_dir(layer)?)?,
-                };
+                let dir = self.layer_dir(parent, &lower_dirs, source)?;
                 if let Some(parts) = self.redirect(source, dir.as_fd(), name)? {
                     dirs.extend(parts);
                     break;
@@ -250,19 +247,13 @@ impl Overlay {
             state.below = inode::Below::Directories(dirs.into());
         } else if redirect::may_be_metacopy(&stat) && self.is_rich(entry.sources.top()) {
             let layer = entry.sources.top();
-            let dir = match layer {
-                LayerIndex::Upper => self.upper_dir(parent)?,
-                LayerIndex::Lower(layer) => self.lower_dir(lower_dir(layer)?)?,
-            };
+            let dir = self.layer_dir(parent, &lower_dirs, layer)?;
             state.data = self.metacopy(layer, dir.as_fd(), name)?;
         }
-        let kind = match (self.owners.overrides, entry.sources.top()) {
-            (None, _) => stat.kind(),
-            (Some(_), LayerIndex::Upper) => {
-                self.owners.kind(self.upper_dir(parent)?.as_fd(), name, &stat)?
-            }
-            (Some(_), LayerIndex::Lower(layer)) => {
-                let dir = self.lower_dir(lower_dir(layer)?)?;
+        let kind = match self.owners.overrides {
+            None => stat.kind(),
+            Some(_) => {
+                let dir = self.layer_dir(parent, &lower_dirs, entry.sources.top())?;
                 self.owners.kind(dir.as_fd(), name, &stat)?
             }
         };
@@ -279,6 +270,19 @@ impl Overlay {
             shown = None;
         }
         Ok((inode, shown))
+    }
+
+    /// A descriptor of a directory's part in a layer.
+    fn layer_dir(
+        &self,
+        dir: &Arc<Inode>,
+        parts: &[Arc<LowerDir>],
+        layer: LayerIndex,
+    ) -> Result<Arc<OwnedFd>> {
+        match layer {
+            LayerIndex::Upper => self.upper_dir(dir),
+            LayerIndex::Lower(layer) => self.lower_dir(part_of(parts, layer)?),
+        }
     }
 
     /// Looks at an entry in the layer that shows it.
@@ -369,6 +373,11 @@ impl Overlay {
             sys::statx_at(self.upper()?.index().dir(), &name).context("stat index", &name)?;
         Ok(stat.ino)
     }
+}
+
+/// A directory's part in a lower layer.
+fn part_of(parts: &[Arc<LowerDir>], layer: u16) -> Result<&Arc<LowerDir>> {
+    parts.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale)
 }
 
 /// A directory that something else is mounted on is not the layer's: it is not shown. To

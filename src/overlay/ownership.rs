@@ -63,7 +63,7 @@ pub(super) struct Owners {
 
 /// A change of owner or permissions, held.
 #[derive(Clone, Copy, Debug, Default)]
-struct Change {
+struct HeldChange {
     uid: Option<u32>,
     gid: Option<u32>,
     mode: Option<u32>,
@@ -76,7 +76,7 @@ pub(super) fn real_mode(permissions: u32, kind: FileType) -> u32 {
 }
 
 /// Whether what has this owner can be made by who mounts, without a change of owner.
-pub(super) fn is_own(owner: Owner) -> bool {
+pub(super) fn is_mounters(owner: Owner) -> bool {
     owner.uid == rustix::process::geteuid().as_raw()
         && owner.gid == rustix::process::getegid().as_raw()
 }
@@ -137,7 +137,7 @@ impl Owners {
     }
 
     /// The held id for one that a file is to be given; `None` if it is shown already.
-    fn held_change(map: &IdMap, id: Option<u32>) -> Result<Option<u32>> {
+    fn hold_id(map: &IdMap, id: Option<u32>) -> Result<Option<u32>> {
         match id {
             Some(id) if map.squashed() == Some(id) => Ok(None),
             Some(id) => map.held(id).ok_or(Errno::OVERFLOW).context("hold an owner", b"").map(Some),
@@ -152,13 +152,13 @@ impl Owners {
     ///
     /// # Errors
     /// EOVERFLOW if no owner that a layer holds would be shown so.
-    fn change_of(&self, uid: Option<u32>, gid: Option<u32>, now: &Stat) -> Result<Change> {
-        let held = |map: &IdMap, id: Option<u32>, now: u32| match Self::held_change(map, id) {
+    fn hold_change(&self, uid: Option<u32>, gid: Option<u32>, now: &Stat) -> Result<HeldChange> {
+        let held = |map: &IdMap, id: Option<u32>, now: u32| match Self::hold_id(map, id) {
             Err(_) if id == Some(now) => Ok(None),
             result => result,
         };
         let (uid, gid) = (held(&self.uids, uid, now.uid)?, held(&self.gids, gid, now.gid)?);
-        Ok(Change { uid, gid, mode: None })
+        Ok(HeldChange { uid, gid, mode: None })
     }
 
     /// Whether owners are shown that are not held.
@@ -215,13 +215,13 @@ impl Owners {
     }
 
     /// Changes owner and permissions of an object; owner first, for that drops setuid.
-    fn change(&self, object: BorrowedFd<'_>, change: &Change) -> Result<()> {
+    fn apply(&self, object: BorrowedFd<'_>, change: &HeldChange) -> Result<()> {
         if let Some(xattr) = self.overrides
             && let real = sys::fstat(object).context("stat", b"")?
             && xattr.is_for(real.kind())
         {
             let kept = self.override_of(object, &real)?;
-            let kept = changed(kept.unwrap_or_else(|| OverrideStat::of(&real)), &real, change);
+            let kept = after_change(kept.unwrap_or_else(|| OverrideStat::of(&real)), &real, change);
             if change.uid.or(change.gid).is_some() {
                 drop_held_capabilities(xattr, object)?;
             }
@@ -240,7 +240,7 @@ impl Owners {
 
     /// Changes the permissions of an object.
     pub(super) fn set_permissions(&self, object: BorrowedFd<'_>, mode: u32) -> Result<()> {
-        self.change(object, &Change { mode: Some(mode), ..Change::default() })
+        self.apply(object, &HeldChange { mode: Some(mode), ..HeldChange::default() })
     }
 
     /// Whether a copy has the xattr too: those of the union's own are made anew.
@@ -286,7 +286,7 @@ impl Owners {
 
 /// What a chown or chmod makes of what is kept: as chown(2) says, a change of owner takes setuid
 /// away, and setgid where the group may execute.
-fn changed(mut kept: OverrideStat, real: &Stat, change: &Change) -> OverrideStat {
+fn after_change(mut kept: OverrideStat, real: &Stat, change: &HeldChange) -> OverrideStat {
     if change.uid.or(change.gid).is_some() && real.kind() != FileType::Directory {
         kept.permissions &= !0o4000;
         if kept.permissions & 0o010 != 0 {
@@ -329,7 +329,7 @@ impl Overlay {
     /// owner and permissions cannot be kept otherwise.
     pub(super) fn needs_stand_in(&self, kind: FileType, owner: Owner) -> bool {
         self.owners.overrides.is_some_and(|xattr| !xattr.is_for(kind))
-            && !(kind == FileType::Symlink && is_own(owner))
+            && !(kind == FileType::Symlink && is_mounters(owner))
     }
 
     /// Whether a symlink's owner is kept in an xattr, which it cannot have itself.
@@ -363,11 +363,11 @@ impl Overlay {
         if uid.or(gid).is_none() || !self.owners.maps() {
             return Ok(());
         }
-        self.owners.change_of(uid, gid, &self.stat_object(inode)?).map(drop)
+        self.owners.hold_change(uid, gid, &self.stat_object(inode)?).map(drop)
     }
 
     /// Changes owner and permissions of a file of upper, as the mount shows them.
-    pub(super) fn change_owner_and_mode(
+    pub(super) fn set_owner_and_mode(
         &self,
         inode: &Arc<Inode>,
         uid: Option<u32>,
@@ -376,12 +376,12 @@ impl Overlay {
     ) -> Result<()> {
         let change = match uid.or(gid) {
             Some(_) if self.owners.maps() => {
-                self.owners.change_of(uid, gid, &self.stat_object(inode)?)?
+                self.owners.hold_change(uid, gid, &self.stat_object(inode)?)?
             }
-            Some(_) => Change { uid, gid, mode },
-            None => Change::default(),
+            Some(_) => HeldChange { uid, gid, mode },
+            None => HeldChange::default(),
         };
-        let change = Change { mode, ..change };
+        let change = HeldChange { mode, ..change };
         if change.uid.or(change.gid).or(change.mode).is_none() {
             return Ok(());
         }
@@ -396,7 +396,7 @@ impl Overlay {
             Some(_) => (Some(inode.attrs.write()), None),
             None => (None, Some(inode.attrs.read())),
         };
-        self.owners.change(self.object(inode)?.as_fd(), &change)
+        self.owners.apply(self.object(inode)?.as_fd(), &change)
     }
 
     /// Before the content changes: capabilities go that the filesystem does not know of.
@@ -406,14 +406,14 @@ impl Overlay {
 
     /// A symlink's owner, where that is kept in an xattr, which a symlink cannot have: a regular
     /// file takes its place. False if there is one already.
-    fn change_symlink(&self, inode: &Arc<Inode>, change: &Change) -> Result<bool> {
+    fn change_symlink(&self, inode: &Arc<Inode>, change: &HeldChange) -> Result<bool> {
         let _one_at_a_time = inode.copy_up.lock();
         let object = self.object(inode)?;
         let link = sys::fstat(object.as_fd()).context("stat", b"")?;
         if link.kind() != FileType::Symlink {
             return Ok(false);
         }
-        let kept = changed(OverrideStat::of(&link), &link, change);
+        let kept = after_change(OverrideStat::of(&link), &link, change);
         if (kept.uid, kept.gid) == (link.uid, link.gid) {
             return Ok(true);
         }

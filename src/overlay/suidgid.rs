@@ -62,7 +62,7 @@ impl Overlay {
         if self.owners.overrides.is_some() {
             let held = self.stat_object(&inode)?;
             let uid = Some(self.owners.shown_uid(held.uid));
-            self.change_owner_and_mode(&inode, uid, None, None)?;
+            self.set_owner_and_mode(&inode, uid, None, None)?;
         }
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;

@@ -27,7 +27,7 @@ impl Overlay {
         if !self.acl && name.starts_with(acl::PREFIX) {
             return Err(Errno::OPNOTSUPP).context("get ACL", name);
         }
-        if self.is_own_xattr(name) {
+        if self.is_reserved_xattr(name) {
             return Err(Error::NoXattr);
         }
         if let Some(held) = self.held_behind(&inode, name)
@@ -57,7 +57,7 @@ impl Overlay {
         if !self.acl && name.starts_with(acl::PREFIX) {
             return Err(Errno::OPNOTSUPP).context("set ACL", name);
         }
-        if self.is_own_xattr(name) {
+        if self.is_reserved_xattr(name) {
             return Err(Errno::PERM).context("set an xattr of the union's own", name);
         }
         match name {
@@ -127,8 +127,8 @@ impl Overlay {
     }
 
     /// Whether the xattr is where the union keeps owners, which is nobody else's business.
-    fn is_own_xattr(&self, name: &[u8]) -> bool {
-        self.owners.overrides.is_some_and(|xattr| xattr.is_own(name))
+    fn is_reserved_xattr(&self, name: &[u8]) -> bool {
+        self.owners.overrides.is_some_and(|xattr| xattr.is_reserved(name))
     }
 
     /// The name behind which the file holds what its filesystem would refuse to a user.
@@ -143,7 +143,7 @@ impl Overlay {
             return None;
         }
         match self.owners.overrides {
-            Some(xattr) if xattr.is_own(held) => xattr.shown_name(held).map(Cow::Borrowed),
+            Some(xattr) if xattr.is_reserved(held) => xattr.shown_name(held).map(Cow::Borrowed),
             _ => private_xattr::unescape(held),
         }
     }
