@@ -1,11 +1,12 @@
 //! A file's data: read, write, sync, allocate, seek. All addressed by inode; a lower file is
 //! copied up at the first write.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
@@ -15,6 +16,21 @@ use super::suidgid::SuidGid;
 use super::{Atime, Overlay};
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno};
+
+/// What the kernel asks for of a file that is read on and on. Smaller files are the many that
+/// containers share: those stay in memory for the layer.
+const LARGE_READ: usize = 128 << 10;
+
+/// How far back a page of the layer's filesystem may begin that ends where a read does.
+const LARGEST_FOLIO: u64 = 4 << 20;
+
+/// Drops what was read up to `end` from the page cache of the layer's filesystem: the kernel keeps
+/// it for the mount, and need not keep it twice.
+fn forget_read(fd: &OwnedFd, end: u64) {
+    let start = end.saturating_sub(LARGEST_FOLIO);
+    let dropped = rustix::fs::fadvise(fd, start, NonZeroU64::new(end - start), Advice::DontNeed);
+    best_effort("drop what was read", dropped);
+}
 
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,6 +61,9 @@ impl Overlay {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("read", b""),
             }
+        }
+        if !in_upper && done >= LARGE_READ {
+            forget_read(&fd, offset + done as u64);
         }
         if self.atime == Atime::Always && in_upper {
             let marked = sys::set_times(fd.as_fd(), Some(sys::TimeChange::Now), None);
