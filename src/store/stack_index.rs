@@ -2,11 +2,14 @@
 //! the record of the topmost one, and anew where the layers are not those that it was made of (a
 //! copied store).
 
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use super::digest::ImageId;
 use super::{Result, Store};
+use crate::layers::merged_index::{MergedIndex, layer_roots};
 use crate::overlay::{MountOptions, Overlay, Overrides};
+use crate::sys;
 
 const NAME: &str = "merged-index";
 
@@ -17,32 +20,33 @@ impl Store {
             return Ok(None); // no layer
         };
         let path = self.chain_path(&top).join(NAME);
-        let mut layers = MountOptions::new(self.layer_dirs(image)?);
-        layers.merged_index = Some(path.clone());
-        // As images are mounted: what an xattr says of a file makes it no other one.
-        layers.ownership.overrides = Overrides::No;
-        let open = |options: &MountOptions| {
-            Overlay::open(options)
-                .inspect_err(|error| log::debug!("index {}: {error}", image.hex()))
-                .ok()
-        };
-        let Some(union) = open(&layers) else { return Ok(None) };
-        if union.is_indexed_stack() {
+        let layers = self.layer_dirs(image)?;
+        if is_index_of(&path, &layers) {
             return Ok(Some(path));
         }
-        match union.build_index() {
-            Ok(Some(index)) => match self.write_atomically(&path, &index) {
-                Ok(()) => Ok(Some(path)),
-                Err(error) => {
-                    log::debug!("index {}: {error}", image.hex()); // a mount does without
-                    Ok(None)
-                }
-            },
-            Ok(None) => Ok(None),
-            Err(error) => {
-                log::debug!("index {}: {error}", image.hex());
+        let mut options = MountOptions::new(layers);
+        // As images are mounted: what an xattr says of a file makes it no other one.
+        options.ownership.overrides = Overrides::No;
+        let built = Overlay::open(&options)
+            .map_err(|error| error.to_string())
+            .and_then(|union| union.build_index().map_err(|error| error.to_string()));
+        let written = built.and_then(|index| {
+            let write = |index: Vec<u8>| self.write_atomically(&path, &index);
+            index.map(write).transpose().map_err(|error| error.to_string())
+        });
+        match written {
+            Ok(written) => Ok(written.map(|()| path)),
+            Err(reason) => {
+                log::debug!("index {}: {reason}", image.hex()); // a mount does without
                 Ok(None)
             }
         }
     }
+}
+
+/// Whether the index is there, and that of these layers.
+fn is_index_of(path: &Path, layers: &[PathBuf]) -> bool {
+    let roots: sys::Result<Vec<OwnedFd>> = layers.iter().map(|dir| sys::open_dir(dir)).collect();
+    let known_by = roots.and_then(|roots| layer_roots(roots.iter().map(AsFd::as_fd)));
+    known_by.is_ok_and(|roots| MergedIndex::open(path, &roots).is_ok_and(|index| index.is_some()))
 }

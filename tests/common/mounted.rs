@@ -98,7 +98,10 @@ impl Mount {
                 shell
             }
         };
-        command.arg("mount").args(io_mode()).args(&self.options);
+        command.arg("mount").args(&self.options);
+        if !self.options.iter().any(|option| option == "--io") {
+            command.args(io_mode());
+        }
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
         }
