@@ -91,6 +91,11 @@ pub(super) fn attach(
 ) -> Result<(Session<Ops>, Option<UnixStream>), Error> {
     let device = open_device()?;
     let refused = |message| Error::Refused { path: mountpoint.display().to_string(), message };
+    if config.auto_unmount && config.allow == Allow::Owner && !rustix::process::getuid().is_root() {
+        let reason =
+            "auto_unmount takes allow_other or allow_root, for fusermount3 must see the dead tree";
+        return Err(refused(reason.to_owned()));
+    }
     let directly = match config.auto_unmount {
         true => Err(Errno::PERM), // only the helper outlives us
         false => mount_directly(&device, mountpoint, config),

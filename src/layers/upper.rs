@@ -29,7 +29,7 @@ use super::{Error, marks};
 use crate::sys::{self, Errno, FileType, Ignoring};
 
 /// How long a mount waits for the lock of a daemon that is just ending.
-const LOCK_PATIENCE: Duration = Duration::from_millis(1500);
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// The upper directory, its workdir and its index.

@@ -242,11 +242,13 @@ fn a_daemon_that_dies_takes_its_mount_along() {
         return eprintln!("skipped: no fusermount3");
     }
     let m = Mount::unmounted(&["f=lower"]);
-    mount(&m, "auto_unmount");
-    if is_root() {
-        let line = mount_line(&m.merged()).unwrap();
-        assert!(!line.contains("nosuid") && !line.contains("nodev"), "{line}");
+    if !is_root() {
+        let told = String::from_utf8(call(&m, "auto_unmount").stderr).unwrap();
+        return assert!(told.contains("takes allow_other"), "{told}");
     }
+    mount(&m, "auto_unmount");
+    let line = mount_line(&m.merged()).unwrap();
+    assert!(!line.contains("nosuid") && !line.contains("nodev"), "{line}");
     let daemon = crate::common::mounted::daemon_of(&m);
     sh(&format!("kill -9 {daemon}"));
     wait_until("it is unmounted", || !is_mounted(&m.merged()));
