@@ -167,8 +167,8 @@ pub(super) struct Inode {
     lookups: AtomicU64,
     pub(super) copy_up: Mutex<()>,
     pub(super) state: RwLock<State>,
-    /// Held shared while attributes in upper are read or changed, alone while another file takes
-    /// the place of the one that has them.
+    /// Held shared while attributes in upper are read or changed; alone while they are read to be
+    /// changed, or a whole copy takes the place of a metacopy that has them.
     pub(super) attrs: RwLock<()>,
     /// Upper's inode number of the file that was synced with all there is to it; 0 for none.
     pub(super) synced: AtomicU64,
