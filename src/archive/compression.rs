@@ -53,20 +53,28 @@ pub(super) fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<
 pub fn decoder<'a>(mut input: impl Read + 'a, what: &str) -> Result<Box<dyn Read + 'a>> {
     let mut magic = [0; MAGIC_LEN];
     let len = read_full(&mut input, &mut magic).map_err(|e| Error::io("read", what, e))?;
-    let compression = sniff(&magic[..len]);
     let head = Cursor::new(magic[..len].to_vec());
-    let whole = BufReader::with_capacity(BUFFER_SIZE, head.chain(input));
-    let decoder = |e| Error::io("decompress", what, e);
+    decode(head.chain(input), sniff(&magic[..len]), what)
+}
+
+/// The plain content of `input`, compressed so.
+pub(super) fn decode<'a>(
+    input: impl Read + 'a,
+    compression: Compression,
+    what: &str,
+) -> Result<Box<dyn Read + 'a>> {
+    let whole = BufReader::with_capacity(BUFFER_SIZE, input);
+    let failed = |e| Error::io("decompress", what, e);
     Ok(match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(whole).map_err(decoder)?),
+        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(whole).map_err(failed)?),
         Compression::Xz => {
             let stream = liblzma::stream::Stream::new_stream_decoder(
                 XZ_MEMORY,
                 liblzma::stream::CONCATENATED,
             )
-            .map_err(|e| Error::io("decompress", what, e.into()))?;
+            .map_err(|e| failed(e.into()))?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(whole, stream))
         }
     })

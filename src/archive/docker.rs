@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sha2::Sha256;
 
 use super::source::{Source, verify};
-use super::{Error, LayerBlob, Plan, Result, compression};
-use crate::store::digest::{DiffId, Digest};
+use super::{Error, LayerBlob, LoadOptions, Plan, Result, load, platform::Platform};
+use crate::store::digest::Digest;
 use crate::store::reference::Name;
 
 /// Layers of a v1 image, at most (docker's own limit is 127).
@@ -24,26 +23,37 @@ struct ManifestItem {
 }
 
 /// The images that `manifest.json` lists.
-pub(super) fn plans(source: &Source) -> Result<Vec<Plan>> {
+pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
     let text = source.document("manifest.json")?;
     let items: Vec<ManifestItem> =
         serde_json::from_slice(&text).map_err(|e| Error::document("manifest.json", e))?;
     if items.is_empty() {
         return Err(Error::document("manifest.json", "it lists no image"));
     }
-    items.into_iter().map(|item| plan(source, item)).collect()
+    items.into_iter().map(|item| plan(source, item, options)).collect()
 }
 
-fn plan(source: &Source, item: ManifestItem) -> Result<Plan> {
+fn plan(source: &Source, item: ManifestItem, options: &LoadOptions<'_>) -> Result<Plan> {
     let config = source.document(&item.config)?;
     if let Some(expected) = digest_in(&item.config) {
         verify(&item.config, expected, &config)?;
     }
-    let layers = item.layers.unwrap_or_default().into_iter();
-    let layers = layers.map(|path| LayerBlob { digest: blob_digest(&path), path }).collect();
+    check_platform(&item.config, &config, options)?;
+    let layer = |path: String| LayerBlob { digest: blob_digest(&path), size: None, path };
+    let layers = item.layers.unwrap_or_default().into_iter().map(layer).collect();
     let tags = item.repo_tags.unwrap_or_default();
     let names = tags.iter().map(|tag| parse_name(tag)).collect::<Result<_>>()?;
-    Ok(Plan { config, layers, names })
+    Ok(Plan { config, layers, names, manifest: None })
+}
+
+/// What is asked for by name must be what the config says.
+pub(super) fn check_platform(what: &str, config: &[u8], options: &LoadOptions<'_>) -> Result<()> {
+    let Some(wanted) = &options.platform else { return Ok(()) };
+    let found: Platform = serde_json::from_slice(config).map_err(|e| Error::document(what, e))?;
+    match found.fits(wanted) {
+        true => Ok(()),
+        false => Err(Error::Unsupported(format!("no image for {wanted}: {what} is for {found}"))),
+    }
 }
 
 fn parse_name(text: &str) -> Result<Name> {
@@ -63,7 +73,7 @@ fn blob_digest(path: &str) -> Option<Digest> {
 }
 
 /// The images of the v1 form: repository -> tag -> ID of the top layer.
-pub(super) fn v1_plans(source: &Source) -> Result<Vec<Plan>> {
+pub(super) fn v1_plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
     let bad = |e: &dyn std::fmt::Display| Error::document("repositories", e);
     let text = source.document("repositories")?;
     let known: BTreeMap<String, BTreeMap<String, String>> =
@@ -78,17 +88,22 @@ pub(super) fn v1_plans(source: &Source) -> Result<Vec<Plan>> {
     if by_top.is_empty() {
         return Err(bad(&"it names no image"));
     }
-    by_top.into_iter().map(|(top, names)| v1_plan(source, &top, names)).collect()
+    by_top.into_iter().map(|(top, names)| v1_plan(source, &top, names, options)).collect()
 }
 
-fn v1_plan(source: &Source, top: &str, names: Vec<Name>) -> Result<Plan> {
+fn v1_plan(
+    source: &Source,
+    top: &str,
+    names: Vec<Name>,
+    options: &LoadOptions<'_>,
+) -> Result<Plan> {
     let mut chain = v1_chain(source, top)?;
     chain.reverse(); // now the lowest first
     let (mut layers, mut diffs, mut history) = (Vec::new(), Vec::new(), Vec::new());
     for (id, json) in &chain {
         let path = format!("{id}/layer.tar");
-        diffs.push(diff_id(source, &path)?.to_string());
-        layers.push(LayerBlob { path, digest: None });
+        diffs.push(load::diff_id(source, &path, options.limits)?.to_string());
+        layers.push(LayerBlob { path, digest: None, size: None });
         history.push(v1_history(json));
     }
     let mut config = chain.pop().map(|(_, json)| json).unwrap_or_default();
@@ -98,7 +113,8 @@ fn v1_plan(source: &Source, top: &str, names: Vec<Name>) -> Result<Plan> {
     config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diffs }));
     config.insert("history".into(), Value::Array(history));
     let config = serde_json::to_vec(&config).map_err(|e| Error::document("v1 config", e))?;
-    Ok(Plan { config, layers, names })
+    check_platform(top, &config, options)?;
+    Ok(Plan { config, layers, names, manifest: None })
 }
 
 /// The image's layers with their `json`, from the top to the one without a parent.
@@ -119,20 +135,6 @@ fn v1_chain(source: &Source, top: &str) -> Result<Vec<(String, Map<String, Value
         chain.push((id, json));
     }
     Ok(chain)
-}
-
-fn diff_id(source: &Source, path: &str) -> Result<DiffId> {
-    let mut plain = compression::decoder(source.open(path)?, path)?;
-    let mut hash = Sha256::default();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let len = compression::read_full(&mut plain, &mut buffer)
-            .map_err(|e| Error::io("read", path, e))?;
-        if len == 0 {
-            return Ok(DiffId(Digest::from_hash(hash)));
-        }
-        sha2::Digest::update(&mut hash, &buffer[..len]);
-    }
 }
 
 fn v1_history(json: &Map<String, Value>) -> Value {

@@ -70,6 +70,16 @@ pub enum Error {
         /// Its digest as found.
         found: Digest,
     },
+    /// A blob has not the size that its descriptor tells.
+    #[error("{what} is damaged: it has {found} bytes, not {expected}")]
+    Size {
+        /// Which blob.
+        what: String,
+        /// Its bytes as told.
+        expected: u64,
+        /// Its bytes as found.
+        found: u64,
+    },
     /// A layer's content is not what the config says.
     #[error("layer {layer} is damaged: its DiffID is {found}, not {expected}")]
     DiffId {
@@ -87,6 +97,14 @@ pub enum Error {
         config: usize,
         /// In the manifest.
         archive: usize,
+    },
+    /// More than one image may take, unless it is allowed more.
+    #[error("over the limit {name}={limit} (raise it with --limit {name}=VALUE)")]
+    Limit {
+        /// Which limit.
+        name: &'static str,
+        /// Its value.
+        limit: u64,
     },
     /// Something valid that cannot be loaded.
     #[error("{0}")]
@@ -107,6 +125,25 @@ impl Error {
 
     pub(super) fn entry(name: &[u8], reason: impl Display) -> Self {
         Self::BadEntry { name: name.escape_ascii().to_string(), reason: reason.to_string() }
+    }
+
+    /// Whether damaged input may have led to it.
+    pub(super) fn may_be_of_damage(&self) -> bool {
+        match self {
+            Self::Layer { cause, .. } => cause.may_be_of_damage(),
+            Self::Io { .. } | Self::Store(_) | Self::Limit { .. } => false,
+            Self::NotATar
+            | Self::NoImage
+            | Self::Truncated(_)
+            | Self::BadEntry { .. }
+            | Self::Document { .. }
+            | Self::Missing(_)
+            | Self::Digest { .. }
+            | Self::Size { .. }
+            | Self::DiffId { .. }
+            | Self::LayerCount { .. }
+            | Self::Unsupported(_) => true,
+        }
     }
 
     pub(super) fn in_layer(self, layer: &str) -> Self {

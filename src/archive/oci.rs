@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::platform::Platform;
 use super::source::{Source, blob_path};
-use super::{Error, LayerBlob, Plan, Result};
+use super::{Error, LayerBlob, LoadOptions, Plan, Result, docker};
 use crate::store::digest::Digest;
 use crate::store::reference::Name;
 
@@ -23,23 +24,18 @@ struct Descriptor {
     #[serde(default)]
     media_type: String,
     digest: String,
+    size: Option<u64>,
+    artifact_type: Option<String>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
     platform: Option<Platform>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    variant: Option<String>,
-}
-
 /// An index or a manifest: what it is shows in its fields.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Document {
+    artifact_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
@@ -65,37 +61,14 @@ impl Descriptor {
     }
 }
 
-impl Platform {
-    fn is_here(&self) -> bool {
-        let says_nothing = self.os.is_empty() && self.architecture.is_empty();
-        says_nothing || self.os == "linux" && self.architecture == host_architecture()
-    }
-
-    fn shown(&self) -> String {
-        let variant = self.variant.as_ref().map(|v| format!("/{v}")).unwrap_or_default();
-        format!("{}/{}{variant}", self.os, self.architecture)
-    }
-}
-
-/// This machine's architecture in Go's words, as images use them.
-fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
-/// The images that the layout's index lists, for this machine's platform.
-pub(super) fn plans(source: &Source) -> Result<Vec<Plan>> {
+/// The images that the layout's index lists, for the platform that is wanted.
+pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
     let index = parse("index.json", &source.document("index.json")?)?;
     let listed = index.manifests.unwrap_or_default();
     let mut plans = Vec::new();
-    for descriptor in fitting(&listed)? {
+    for descriptor in fitting(&listed, options.platform.as_ref())? {
         let names = descriptor.name().into_iter().collect();
-        plans.push(resolve(source, descriptor, names, 0)?);
+        plans.push(resolve(source, descriptor, names, options, 0)?);
     }
     if plans.is_empty() {
         return Err(Error::document("index.json", "it lists no image"));
@@ -103,22 +76,25 @@ pub(super) fn plans(source: &Source) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
-/// The descriptors for this platform; those that tell no platform are for every one, and a
-/// single image is what was asked for, whatever it is for.
-fn fitting(listed: &[Descriptor]) -> Result<Vec<&Descriptor>> {
+/// The descriptors for the wanted platform; those that tell no platform are for every one. If none
+/// is asked for, a single image is what was meant, whatever it is for.
+fn fitting<'a>(listed: &'a [Descriptor], asked: Option<&Platform>) -> Result<Vec<&'a Descriptor>> {
     let images: Vec<_> = listed.iter().filter(|d| !d.is_beside_the_image()).collect();
-    let fits = |d: &&Descriptor| d.platform.as_ref().is_none_or(Platform::is_here);
+    let wanted = asked.cloned().unwrap_or_else(Platform::here);
+    let fits = |d: &&Descriptor| d.platform.as_ref().is_none_or(|found| found.fits(&wanted));
     let fitting: Vec<_> = images.iter().copied().filter(fits).collect();
-    if fitting.is_empty() && images.len() > 1 {
+    if !fitting.is_empty() {
+        return Ok(fitting);
+    }
+    if images.len() > 1 || asked.is_some() && !images.is_empty() {
         let platforms: Vec<_> =
-            images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::shown).collect();
+            images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::to_string).collect();
         return Err(Error::Unsupported(format!(
-            "no image for linux/{}; there are images for {}",
-            host_architecture(),
+            "no image for {wanted}; there are images for {}",
             platforms.join(", ")
         )));
     }
-    Ok(if fitting.is_empty() { images } else { fitting })
+    Ok(images)
 }
 
 fn parse(what: &str, text: &[u8]) -> Result<Document> {
@@ -129,50 +105,84 @@ fn parse(what: &str, text: &[u8]) -> Result<Document> {
     Ok(document)
 }
 
-fn resolve(source: &Source, at: &Descriptor, names: Vec<Name>, depth: usize) -> Result<Plan> {
-    let digest = at.digest()?;
-    let path = blob_path(&digest);
-    let document = parse(&path, &source.blob(&digest)?)?;
+/// The image behind a descriptor: of an index within the index, the one that fits.
+fn resolve(
+    source: &Source,
+    at: &Descriptor,
+    names: Vec<Name>,
+    options: &LoadOptions<'_>,
+    depth: usize,
+) -> Result<Plan> {
+    let text = blob(source, at)?;
+    let path = blob_path(&at.digest()?);
+    let document = parse(&path, &text)?;
     if let Some(listed) = document.manifests {
-        let next = fitting(&listed)?;
+        let next = fitting(&listed, options.platform.as_ref())?;
         return match next.first() {
-            Some(next) if depth < MAX_DEPTH => resolve(source, next, names, depth + 1),
+            Some(next) if depth < MAX_DEPTH => resolve(source, next, names, options, depth + 1),
             Some(_) => Err(Error::document(&path, "indexes within indexes never end")),
             None => Err(Error::document(&path, "the index is empty")),
         };
     }
     let config = document.config.ok_or_else(|| Error::document(&path, "no config"))?;
-    check_config_type(&config)?;
+    if !is_image_config(&config.media_type) {
+        let kind = document.artifact_type.or(at.artifact_type.clone()).unwrap_or(config.media_type);
+        let kind = kind.escape_default();
+        return Err(Error::Unsupported(format!("an artifact ({kind}), not a container image")));
+    }
     let layers = document.layers.unwrap_or_default();
-    let layers = layers.iter().map(layer).collect::<Result<_>>()?;
-    Ok(Plan { config: source.blob(&config.digest()?)?, layers, names })
+    let layers = layers.iter().map(|layer| layer_blob(source, layer)).collect::<Result<_>>()?;
+    let config = blob(source, &config)?;
+    docker::check_platform(&path, &config, options)?;
+    Ok(Plan { config, layers, names, manifest: Some(text) })
 }
 
-fn check_config_type(config: &Descriptor) -> Result<()> {
-    match config.media_type.as_str() {
-        ""
-        | "application/vnd.oci.image.config.v1+json"
-        | "application/vnd.docker.container.image.v1+json" => Ok(()),
-        other => Err(Error::Unsupported(format!(
-            "an artifact ({}), not a container image",
-            other.escape_default()
-        ))),
+/// A document of the size and digest that its descriptor tells.
+fn blob(source: &Source, at: &Descriptor) -> Result<Vec<u8>> {
+    let text = source.blob(&at.digest()?)?;
+    match at.size {
+        Some(expected) if expected != text.len() as u64 => {
+            let what = blob_path(&at.digest()?);
+            Err(Error::Size { what, expected, found: text.len() as u64 })
+        }
+        _ => Ok(text),
     }
 }
 
-fn layer(descriptor: &Descriptor) -> Result<LayerBlob> {
+fn is_image_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "" | "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
+fn layer_blob(source: &Source, descriptor: &Descriptor) -> Result<LayerBlob> {
     let kind = descriptor.media_type.as_str();
-    let is_tar = kind.is_empty()
-        || kind.starts_with("application/vnd.oci.image.layer.") && !kind.contains("encrypted")
-        || kind.starts_with("application/vnd.docker.image.rootfs.") && !kind.contains("squashfs");
-    if !is_tar {
+    let refuse = |what: &str| {
         let kind = kind.escape_default();
-        return Err(Error::Unsupported(format!(
-            "a layer of type {kind}: only tar layers are read"
-        )));
+        Err(Error::Unsupported(format!("{what} layer ({kind}): only plain tar layers are read")))
+    };
+    let is_of_images = kind.is_empty()
+        || kind.starts_with("application/vnd.oci.image.layer.")
+        || kind.starts_with("application/vnd.docker.image.rootfs.");
+    if kind.contains("encrypted") {
+        return refuse("an encrypted");
+    } else if kind.contains("squashfs") {
+        return refuse("a squashfs");
+    } else if !is_of_images {
+        return refuse("an unknown kind of");
     }
     let digest = descriptor.digest()?;
-    Ok(LayerBlob { path: blob_path(&digest), digest: Some(digest) })
+    let path = blob_path(&digest);
+    let is_foreign = kind.contains("foreign") || kind.contains("nondistributable");
+    if is_foreign && !source.has(&path) {
+        let kind = kind.escape_default();
+        return Err(Error::Unsupported(format!(
+            "a foreign layer ({kind}): its content is not in the archive, only elsewhere"
+        )));
+    }
+    Ok(LayerBlob { path, digest: Some(digest), size: descriptor.size })
 }
 
 #[cfg(test)]
@@ -190,6 +200,8 @@ mod tests {
         let with = |text: &str| Descriptor {
             media_type: String::new(),
             digest: String::new(),
+            size: None,
+            artifact_type: None,
             annotations: Some([("org.opencontainers.image.ref.name".into(), text.into())].into()),
             platform: None,
         };
@@ -204,8 +216,11 @@ mod tests {
             {"digest": "x", "platform": {"os": "linux", "architecture": "vax"}},
             {"digest": "y", "platform": {"os": "plan9", "architecture": "amd64"}}]}"#;
         let listed = parse("x", text).unwrap().manifests.unwrap();
-        assert_eq!(fitting(&listed[..1]).unwrap().len(), 1);
-        let error = fitting(&listed).unwrap_err().to_string();
+        assert_eq!(fitting(&listed[..1], None).unwrap().len(), 1);
+        let error = fitting(&listed, None).unwrap_err().to_string();
         assert!(error.contains("linux/vax"), "{error}");
+        let vax = "linux/vax".parse().unwrap();
+        assert_eq!(fitting(&listed, Some(&vax)).unwrap()[0].digest, "x");
+        assert!(fitting(&listed[..1], Some(&Platform::here())).is_err());
     }
 }

@@ -8,28 +8,44 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::compression::{self, read_full};
+use super::limits::{self, Limits};
 use super::tar::{BLOCK, Kind, Reader, begins_tar};
-use super::{Error, MAX_DOCUMENT, Result};
+use super::{Error, Result};
 use crate::store::digest::Digest;
 use crate::sys;
 
 /// Links to links in an archive that are followed, at most.
 const MAX_LINKS: usize = 16;
-/// Entries in an archive (not in its layers), at most.
-const MAX_ENTRIES: usize = 100_000;
+/// Bytes that are read ahead while an archive is indexed: a header, and what follows a short one.
+const INDEX_BUFFER: usize = 8192;
+
+/// Where an archive comes from.
+pub enum Input<'a> {
+    /// A file; one that can be sought in is read where it lies.
+    File(File),
+    /// A pipe or the like.
+    Stream(Box<dyn Read + 'a>),
+}
 
 /// The parts of images by their paths.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// A tar, decompressed into a file without a name.
+    /// A tar that can be sought in: the archive itself, or a copy without a name.
     Archive {
         /// The tar.
         file: File,
         /// Path -> what is there.
         entries: HashMap<Vec<u8>, Part>,
+        /// What documents may take.
+        limits: Limits,
     },
     /// An OCI layout folder.
-    Layout(OwnedFd),
+    Layout {
+        /// The folder.
+        dir: OwnedFd,
+        /// What documents may take.
+        limits: Limits,
+    },
 }
 
 /// What an archive has under a path.
@@ -43,33 +59,113 @@ pub(super) enum Part {
 
 impl Source {
     /// Opens an OCI layout folder.
-    pub(super) fn layout(path: &Path) -> Result<Self> {
-        let fd = sys::open_dir(path).map_err(|e| Error::io("open", path.display(), e.into()))?;
-        Ok(Self::Layout(fd))
+    pub(super) fn layout(path: &Path, limits: Limits) -> Result<Self> {
+        let dir = sys::open_dir(path).map_err(|e| Error::io("open", path.display(), e.into()))?;
+        Ok(Self::Layout { dir, limits })
     }
 
-    /// Reads an archive to its end, into a file in `staging`, and indexes it.
-    pub(super) fn archive(input: impl Read, staging: &Path) -> Result<Self> {
+    /// Indexes an archive; one that is compressed, or a stream, is first copied into a file in
+    /// `staging`.
+    pub(super) fn archive(input: Input<'_>, staging: &Path, limits: Limits) -> Result<Self> {
+        let failed = |e| Error::io("read", "the archive", e);
+        let input: Box<dyn Read + '_> = match input {
+            Input::Stream(stream) => stream,
+            Input::File(file) => {
+                let mut block = [0; BLOCK];
+                let is_file = file.metadata().map_err(failed)?.is_file();
+                let len = if is_file { file.read_at(&mut block, 0).map_err(failed)? } else { 0 };
+                if len == BLOCK && begins_tar(&block) {
+                    let entries = index(&file, limits)?;
+                    return Ok(Self::Archive { file, entries, limits });
+                }
+                Box::new(file)
+            }
+        };
         let spool = |e| Error::io("write", staging.display(), e);
         let mut file = tempfile::tempfile_in(staging).map_err(spool)?;
         let mut plain = compression::decoder(input, "the archive")?;
         let mut block = [0; BLOCK];
-        let len =
-            read_full(&mut plain, &mut block).map_err(|e| Error::io("read", "the archive", e))?;
+        let len = read_full(&mut plain, &mut block).map_err(failed)?;
         if len < BLOCK || !begins_tar(&block) {
             return Err(Error::NotATar);
         }
         let mut whole = io::Cursor::new(block).chain(plain);
-        copy(&mut whole, &mut file, staging)?;
-        let entries = index(&file)?;
-        Ok(Self::Archive { file, entries })
+        copy(&mut whole, &mut file, staging, limits)?;
+        let entries = index(&file, limits)?;
+        Ok(Self::Archive { file, entries, limits })
+    }
+
+    /// A source of one part, called "layer": a tar that may be compressed.
+    pub(super) fn single(input: Input<'_>, staging: &Path, limits: Limits) -> Result<Self> {
+        let file = match input {
+            Input::File(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => file,
+            Input::File(file) => {
+                return Self::single(Input::Stream(Box::new(file)), staging, limits);
+            }
+            Input::Stream(mut stream) => {
+                let failed = |e| Error::io("write", staging.display(), e);
+                let mut file = tempfile::tempfile_in(staging).map_err(failed)?;
+                copy(&mut stream, &mut file, staging, limits)?;
+                file
+            }
+        };
+        let size = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
+        let entries = [(b"layer".to_vec(), Part::Data { offset: 0, size })].into();
+        Ok(Self::Archive { file, entries, limits })
+    }
+
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Archive { limits, .. } | Self::Layout { limits, .. } => *limits,
+        }
+    }
+
+    /// What tells whether two paths name the same data: where it lies.
+    pub(super) fn identity(&self, path: &str) -> Result<(u64, u64)> {
+        match self {
+            Self::Archive { .. } => self.find(path).ok_or_else(|| Error::Missing(path.to_owned())),
+            Self::Layout { dir, .. } => {
+                let fd = self.open_blob(dir, path)?;
+                let stat = sys::fstat(&fd).map_err(|e| Error::io("stat", path, e.into()))?;
+                Ok((stat.dev, stat.ino))
+            }
+        }
+    }
+
+    /// Bytes of what lies under this path.
+    pub(super) fn size(&self, path: &str) -> Result<u64> {
+        match self {
+            Self::Archive { .. } => Ok(self.identity(path)?.1),
+            Self::Layout { dir, .. } => {
+                let fd = self.open_blob(dir, path)?;
+                let stat = sys::fstat(&fd).map_err(|e| Error::io("stat", path, e.into()))?;
+                Ok(stat.size)
+            }
+        }
+    }
+
+    /// Opens a regular file of a layout folder: no symlink is followed, no FIFO waited for.
+    fn open_blob(&self, dir: &OwnedFd, path: &str) -> Result<OwnedFd> {
+        let fd = match sys::open_beneath(dir.as_fd(), path.as_bytes(), sys::O_READ) {
+            Ok(fd) => fd,
+            Err(sys::Errno::NOENT) => return Err(Error::Missing(path.to_owned())),
+            Err(sys::Errno::LOOP) => {
+                return Err(Error::Unsupported(format!("{path}: a symlink in an image layout")));
+            }
+            Err(errno) => return Err(Error::io("open", path, errno.into())),
+        };
+        let stat = sys::fstat(&fd).map_err(|e| Error::io("stat", path, e.into()))?;
+        match stat.kind() {
+            sys::FileType::RegularFile => Ok(fd),
+            _ => Err(Error::Unsupported(format!("{path}: not a regular file"))),
+        }
     }
 
     /// Whether there is something under this path.
     pub(super) fn has(&self, path: &str) -> bool {
         match self {
             Self::Archive { .. } => self.find(path).is_some(),
-            Self::Layout(dir) => {
+            Self::Layout { dir, .. } => {
                 sys::open_beneath(dir.as_fd(), path.as_bytes(), sys::O_PATH).is_ok()
             }
         }
@@ -89,34 +185,24 @@ impl Source {
     }
 
     /// A reader of what lies under this path.
-    pub(super) fn open(&self, path: &str) -> Result<Box<dyn Read + '_>> {
+    pub(super) fn open(&self, path: &str) -> Result<Box<dyn Read + Send + '_>> {
         match self {
             Self::Archive { file, .. } => {
                 let (offset, size) =
                     self.find(path).ok_or_else(|| Error::Missing(path.to_owned()))?;
                 Ok(Box::new(Window { file, position: offset, end: offset + size }))
             }
-            Self::Layout(dir) => {
-                let fd = sys::open_beneath(dir.as_fd(), path.as_bytes(), sys::O_READ);
-                match fd {
-                    Ok(fd) => Ok(Box::new(BufReader::new(File::from(fd)))),
-                    Err(sys::Errno::NOENT) => Err(Error::Missing(path.to_owned())),
-                    Err(errno) => Err(Error::io("open", path, errno.into())),
-                }
-            }
+            Self::Layout { dir, .. } => Ok(Box::new(File::from(self.open_blob(dir, path)?))),
         }
     }
 
     /// A whole manifest, index or config.
     pub(super) fn document(&self, path: &str) -> Result<Vec<u8>> {
+        self.limits().check(limits::Name::Document, self.size(path)?)?;
         let mut bytes = Vec::new();
-        let mut reader = self.open(path)?.take(MAX_DOCUMENT + 1);
+        let mut reader = self.open(path)?.take(self.limits().document + 1);
         reader.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
-        if bytes.len() as u64 > MAX_DOCUMENT {
-            return Err(Error::Unsupported(format!(
-                "{path} is larger than the limit of {MAX_DOCUMENT} bytes"
-            )));
-        }
+        self.limits().check(limits::Name::Document, bytes.len() as u64)?;
         Ok(bytes)
     }
 
@@ -143,29 +229,37 @@ pub(super) fn verify(what: &str, expected: Digest, bytes: &[u8]) -> Result<()> {
 }
 
 /// Copies, telling a failing read from a failing write.
-fn copy(from: &mut impl Read, to: &mut File, place: &Path) -> Result<()> {
+fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
+    let mut done = 0;
     loop {
         let len = read_full(from, &mut buffer).map_err(|e| Error::io("read", "the archive", e))?;
         if len == 0 {
             return Ok(());
         }
+        done += len as u64;
+        limits.check(limits::Name::Bytes, done)?;
         io::Write::write_all(to, &buffer[..len])
             .map_err(|e| Error::io("write", place.display(), e))?;
     }
 }
 
-fn index(file: &File) -> Result<HashMap<Vec<u8>, Part>> {
+fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
     let end = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
-    let mut reader = Reader::new(BufReader::new(Window { file, position: 0, end }));
+    let window = Window { file, position: 0, end };
+    let mut reader = Reader::new(BufReader::with_capacity(INDEX_BUFFER, window), limits);
     let mut entries = HashMap::new();
     while let Some(entry) = reader.next_entry()? {
         let path = normalized(&entry.path);
         let part = match entry.kind {
             Kind::File => {
                 let offset = reader.position();
-                if offset + entry.size > end {
+                if offset.saturating_add(entry.size) > end {
                     return Err(Error::Truncated("an entry's data"));
+                }
+                reader.seek_over_data()?;
+                if entry.sparse.is_some() {
+                    return Err(Error::entry(&entry.path, "a sparse file as a part of an image"));
                 }
                 Part::Data { offset, size: entry.size }
             }
@@ -178,9 +272,6 @@ fn index(file: &File) -> Result<HashMap<Vec<u8>, Part>> {
             _ => continue,
         };
         entries.insert(path, part);
-        if entries.len() > MAX_ENTRIES {
-            return Err(Error::Unsupported(format!("the archive has over {MAX_ENTRIES} entries")));
-        }
     }
     Ok(entries)
 }
@@ -215,6 +306,19 @@ impl Read for Window<'_> {
         let len = self.file.read_at(&mut buffer[..want], self.position)?;
         self.position += len as u64;
         Ok(len)
+    }
+}
+
+impl io::Seek for Window<'_> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            io::SeekFrom::Start(at) => Some(at),
+            io::SeekFrom::End(by) => self.end.checked_add_signed(by),
+            io::SeekFrom::Current(by) => self.position.checked_add_signed(by),
+        };
+        let position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        self.position = position.min(self.end); // padding that is cut off
+        Ok(position)
     }
 }
 

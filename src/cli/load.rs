@@ -4,53 +4,121 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::archive::{self, Loaded};
+use super::output::OutputFormat;
+use super::progress::Shown;
+use crate::archive::limits::{Limit, Limits};
+use crate::archive::platform::Platform;
+use crate::archive::{self, Input, LoadOptions, Loaded, Report};
 use crate::store::Store;
 
 /// Arguments of `plyfs load`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Archives (docker save, OCI; plain, gzip, zstd or xz), OCI layout folders, or - for stdin
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "input", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// The same, as docker has it
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Keep the layers' blobs as they are compressed, and the manifest: `save` gives them back
+    #[arg(long)]
+    keep_blobs: bool,
+    #[command(flatten)]
+    reading: Reading,
+    /// How to print what was loaded
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+}
+
+/// What all that read images take.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reading {
+    /// Of an index, the image for OS/ARCHITECTURE[/VARIANT]; default: this machine's
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+    /// Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio or document
+    #[arg(long, value_name = "NAME=VALUE")]
+    limit: Vec<Limit>,
+    /// Do not show how far it is
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Reading {
+    pub(super) fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        self.limit.iter().for_each(|limit| limits.set(*limit));
+        limits
+    }
+
+    pub(super) fn progress(&self) -> Shown {
+        Shown::new(self.quiet)
+    }
 }
 
 /// Runs `plyfs load`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
     let mut said = Ok(());
-    for file in &args.files {
+    for file in args.files.iter().chain(&args.input) {
+        let progress = args.reading.progress();
+        let options = LoadOptions {
+            limits: args.reading.limits(),
+            platform: args.reading.platform.clone(),
+            keep_blobs: args.keep_blobs,
+            progress: &progress,
+        };
         let report = if file.as_os_str() == "-" {
-            archive::load(&store, std::io::stdin().lock()).context("stdin")
+            archive::load(&store, stdin(), &options).context("stdin")
         } else {
-            archive::load_path(&store, file).with_context(|| super::shown(file.as_os_str()))
+            let shown = || super::shown(file.as_os_str());
+            archive::load_path(&store, file, &options).with_context(shown)
         }?;
+        finish_images(&store, &report);
+        drop(progress);
         for loaded in &report.images {
-            index(&store, loaded);
-            match loaded {
-                Loaded::Named(name) => super::say(format_args!("Loaded image: {name}")),
-                Loaded::Unnamed(id) => super::say(format_args!("Loaded image ID: {id}")),
-            }
-            .or_else(|error| {
+            say(loaded, args.format).or_else(|error| {
                 said = Err(error); // what was asked for goes on
                 anyhow::Ok(())
             })?;
         }
-        if !report.left_out.is_empty() {
-            eprintln!("plyfs: note: what cannot be set here is left out: {}", report.left_out);
-        }
+        tell_left_out(&report);
     }
     said
 }
 
-/// Makes the image's index now, so that its first mount need not.
-fn index(store: &Store, loaded: &Loaded) {
-    let made = match loaded {
-        Loaded::Named(name) => store.find_image(&name.to_string()),
-        Loaded::Unnamed(id) => Ok(*id),
+/// Standard input, which may be a file too.
+pub(super) fn stdin() -> Input<'static> {
+    let stdin = rustix::io::dup(rustix::stdio::stdin());
+    match stdin {
+        Ok(stdin) => Input::Stream(Box::new(std::fs::File::from(stdin))),
+        Err(_) => Input::Stream(Box::new(std::io::stdin())),
     }
-    .and_then(|id| store.merged_index(&id));
-    if let Err(error) = made {
-        log::warn!("index the image: {error}"); // it can be mounted without
+}
+
+fn say(loaded: &Loaded, format: OutputFormat) -> anyhow::Result<()> {
+    if format == OutputFormat::Json {
+        let names: Vec<String> = loaded.names.iter().map(ToString::to_string).collect();
+        let line = serde_json::json!({ "ID": loaded.id.to_string(), "Names": names });
+        return super::say(format_args!("{line}"));
+    }
+    if loaded.names.is_empty() {
+        return super::say(format_args!("Loaded image ID: {}", loaded.id));
+    }
+    loaded.names.iter().try_for_each(|name| super::say(format_args!("Loaded image: {name}")))
+}
+
+/// Makes the images' indexes now, so that their first mount need not.
+pub(super) fn finish_images(store: &Store, report: &Report) {
+    for loaded in &report.images {
+        if let Err(error) = store.merged_index(&loaded.id) {
+            log::warn!("index the image: {error}"); // it can be mounted without
+        }
+    }
+}
+
+pub(super) fn tell_left_out(report: &Report) {
+    if !report.left_out.is_empty() {
+        eprintln!("plyfs: note: what cannot be kept here is left out: {}", report.left_out);
     }
 }

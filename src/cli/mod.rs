@@ -3,19 +3,29 @@
 
 mod completions;
 mod daemon;
+mod df;
 mod diff;
 mod exit;
+mod history;
 mod images;
+mod import;
+mod inspect;
 mod load;
 #[cfg(test)]
 mod man_page;
 mod mount;
 mod mount_options;
 mod mount_program;
+mod output;
+mod progress;
 mod ps;
 mod rm;
+mod rmi;
+mod save;
 mod stats;
+mod tag;
 mod umount;
+mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -53,8 +63,26 @@ PLYFS_LOG=debug shows what happens below (see -f).";
 enum Command {
     /// Load images from archives or OCI layout folders into the store
     Load(load::Args),
+    /// Make an image of one layer from the tar of a root filesystem
+    Import(import::Args),
+    /// Write images into a docker-archive, an OCI archive or an OCI layout
+    Save(save::Args),
     /// List the images in the store
     Images(images::Args),
+    /// Tell all about images, or writable layers, as JSON
+    Inspect(inspect::Args),
+    /// Tell how an image came about, step by step
+    History(history::Args),
+    /// Give an image one more name
+    Tag(tag::Args),
+    /// Take names from images; with the last name the image goes
+    Rmi(rmi::Args),
+    /// Tell what images take, by themselves and together
+    Df(df::Args),
+    /// Remove what no image uses
+    Gc(rmi::GcArgs),
+    /// Check that layers on disk are what their digests say
+    Verify(verify::Args),
     /// Mount an image, or directories, as one tree
     Mount(mount::Args),
     /// Unmount a tree
@@ -101,7 +129,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let root = || store_root(cli.root);
     match cli.command {
         Command::Load(args) => load::run(&root()?, &args),
+        Command::Import(args) => import::run(&root()?, &args),
+        Command::Save(args) => save::run(&root()?, &args),
         Command::Images(args) => images::run(&root()?, &args),
+        Command::Inspect(args) => inspect::run(&root()?, &args),
+        Command::History(args) => history::run(&root()?, &args),
+        Command::Tag(args) => tag::run(&root()?, &args),
+        Command::Rmi(args) => rmi::run(&root()?, &args),
+        Command::Df(args) => df::run(&root()?, &args),
+        Command::Gc(args) => rmi::gc(&root()?, &args),
+        Command::Verify(args) => verify::run(&root()?, &args),
         Command::Mount(args) => mount::run(&root()?, args),
         Command::Umount(args) => umount::run(&args),
         Command::Ps(args) => ps::run(&root()?, &args),

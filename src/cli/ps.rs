@@ -1,12 +1,12 @@
 //! `plyfs ps`.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use super::daemon::mountpoint_of;
-use super::images::OutputFormat;
+use super::output::{OutputFormat, table};
 use crate::layers::upper::lock_holder;
 use crate::store::Store;
+use crate::store::containers::Container;
 
 /// Arguments of `plyfs ps`.
 #[derive(Debug, clap::Args)]
@@ -29,19 +29,12 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     }
     match args.format {
         OutputFormat::Table => {
-            let width = |len: fn(&(crate::store::containers::Container, String)) -> usize,
-                         head: &str| {
-                rows.iter().map(len).chain([head.len()]).max().unwrap_or(0)
+            let cells = |(container, on): &(Container, String)| {
+                let on = if on.is_empty() { "-".to_owned() } else { on.clone() };
+                [container.name.clone(), container.image.clone(), on]
             };
-            let name = width(|(c, _)| c.name.len(), "NAME");
-            let image = width(|(c, _)| c.image.len(), "IMAGE");
-            super::say(format_args!("{:name$}   {:image$}   MOUNTED ON", "NAME", "IMAGE"))?;
-            for (container, mounted_on) in &rows {
-                let on = if mounted_on.is_empty() { "-" } else { mounted_on };
-                let on = super::shown(OsStr::new(on));
-                let (own, of) = (&container.name, &container.image);
-                super::say(format_args!("{own:name$}   {of:image$}   {on}"))?;
-            }
+            let rows: Vec<_> = rows.iter().map(cells).collect();
+            table(["NAME", "IMAGE", "MOUNTED ON"], &rows)?;
         }
         OutputFormat::Json => {
             for (container, mounted_on) in &rows {

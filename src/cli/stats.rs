@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::images::OutputFormat;
+use super::output::OutputFormat;
 use crate::fuse::STATS_XATTR;
 
 /// Arguments of `plyfs stats`.

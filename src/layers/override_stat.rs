@@ -7,7 +7,7 @@
 //!                                       symlink pipe socket block-MAJOR-MINOR char-MAJOR-MINOR
 //! user.fuseoverlayfs.override_stat      what fuse-overlayfs writes beside or instead of it; read
 //! security.fuseoverlayfs.override_stat  what `xattr_permissions=1` reads and writes instead
-//! user.containers.override_security.X   holds security.X, which a user may not set
+//! user.containers.override_security.X   holds security.X, which a user may not set; so trusted.X
 //! ```
 //!
 //! What has a TYPE that is not its own lies in the layer as a regular file; of a symlink, its
@@ -33,7 +33,14 @@ const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.override_stat";
 const PRIVILEGED: &[u8] = b"security.fuseoverlayfs.override_stat";
 /// What all names of the union's own begin with, and what `security.` ones are held behind.
 const PREFIX: &[u8] = b"user.containers.override_";
-const SECURITY: &[u8] = b"security.";
+/// What only a privileged process can set.
+const HELD: [&[u8]; 2] = [b"security.", b"trusted."];
+
+/// The real mode of a file whose permissions are kept in an xattr: its owner, who mounts, must be
+/// able to open it, and nobody may become another by it.
+pub fn real_mode(permissions: u32, kind: FileType) -> u32 {
+    permissions & 0o777 | if kind == FileType::Directory { 0o700 } else { 0o600 }
+}
 
 /// What a file is, whatever its filesystem says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,15 +196,19 @@ impl OverrideXattr {
 
     /// The name under which the layer holds an xattr that the filesystem would refuse.
     pub fn held_name(self, name: &[u8]) -> Option<Cow<'static, [u8]>> {
-        let is_held = self == Self::Containers && name.starts_with(SECURITY);
+        let is_held = self == Self::Containers && is_privileged(name);
         is_held.then(|| Cow::Owned([PREFIX, name].concat()))
     }
 
     /// The name that is shown for one that [`held_name`](Self::held_name) gave.
     pub fn shown_name(self, held: &[u8]) -> Option<&[u8]> {
-        let name = held.strip_prefix(PREFIX).filter(|name| name.starts_with(SECURITY))?;
+        let name = held.strip_prefix(PREFIX).filter(|name| is_privileged(name))?;
         (self == Self::Containers).then_some(name)
     }
+}
+
+fn is_privileged(name: &[u8]) -> bool {
+    HELD.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn read(object: BorrowedFd<'_>, name: &[u8]) -> sys::Result<Option<Vec<u8>>> {
@@ -252,6 +263,10 @@ mod tests {
         assert_eq!(kept.shown_name(&held), Some(&b"security.capability"[..]));
         assert!(kept.is_reserved(&held) && kept.is_reserved(CONTAINERS));
         assert!(!kept.is_reserved(b"user.containers.x") && kept.shown_name(CONTAINERS).is_none());
+        assert_eq!(
+            kept.shown_name(&kept.held_name(b"trusted.x").unwrap()),
+            Some(&b"trusted.x"[..])
+        );
         assert_eq!(kept.held_name(b"user.x"), None);
         assert_eq!(OverrideXattr::Privileged.held_name(b"security.capability"), None);
     }

@@ -16,11 +16,11 @@ use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::inode::{Inode, Link, State, UpperFile};
 use super::listing::Entry;
-use super::ownership::{Owners, real_mode, write_target};
+use super::ownership::{Owners, write_target};
 use super::{Overlay, held_name};
 use crate::layers::marks;
 use crate::layers::number::Ino;
-use crate::layers::override_stat::{OverrideStat, OverrideXattr};
+use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
 use crate::layers::upper::Upper;
 use crate::sys::{self, Errno, FileType, Stat};
 

@@ -25,7 +25,7 @@ use super::error::{Context, Error, Result, best_effort};
 use super::inode::{Inode, Link, UpperFile};
 use crate::layers::acl;
 use crate::layers::id_map::{IdMap, UNMAPPED};
-use crate::layers::override_stat::{OverrideStat, OverrideXattr};
+use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
 use crate::layers::private_xattr;
 use crate::layers::upper::Temp;
 use crate::sys::{self, Errno, FileType, Stat, TimeChange};
@@ -67,12 +67,6 @@ struct HeldChange {
     uid: Option<u32>,
     gid: Option<u32>,
     mode: Option<u32>,
-}
-
-/// The real mode of a file whose permissions are kept in an xattr: its owner, who mounts, must be
-/// able to open it.
-pub(super) fn real_mode(permissions: u32, kind: FileType) -> u32 {
-    permissions & 0o777 | if kind == FileType::Directory { 0o700 } else { 0o600 }
 }
 
 /// Whether what has this owner can be made by who mounts, without a change of owner.

@@ -1,14 +1,16 @@
 //! Images: configs, names, and finding one.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::digest::{ChainId, DiffId, Digest, ImageId};
+use super::layers::Inherited;
 use super::reference::Name;
-use super::{Error, Result, Store, io_error};
+use super::{Error, Result, Store, StoreLock, io_error};
 
 /// What the store needs of an image's config; the rest is kept as it is.
 #[derive(Debug, Deserialize)]
@@ -17,19 +19,36 @@ pub struct ImageConfig {
     pub created: Option<String>,
     /// Its layers.
     pub rootfs: RootFs,
+    /// How each layer, and what made none, came about; the oldest first.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub history: Vec<Step>,
+}
+
+/// One entry of a config's `history` (OCI image-spec, config.md).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Step {
+    /// When, RFC 3339.
+    pub created: Option<String>,
+    /// By which command.
+    pub created_by: Option<String>,
+    /// What was noted.
+    pub comment: Option<String>,
+    /// Whether it made no layer.
+    pub empty_layer: bool,
 }
 
 /// The `rootfs` of a config.
 #[derive(Debug, Deserialize)]
 pub struct RootFs {
     /// DiffIDs, the lowest layer first.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub diff_ids: Vec<String>,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
     d: D,
-) -> std::result::Result<Vec<String>, D::Error> {
+) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
@@ -55,6 +74,13 @@ struct Repositories {
     repositories: BTreeMap<String, BTreeMap<String, String>>,
 }
 
+impl Repositories {
+    fn add(&mut self, name: &Name, id: &ImageId) {
+        let tags = self.repositories.entry(name.repository().to_owned()).or_default();
+        tags.insert(name.to_string(), id.to_string());
+    }
+}
+
 /// One line of the list of images.
 #[derive(Debug)]
 pub struct ImageSummary {
@@ -70,18 +96,62 @@ pub struct ImageSummary {
 
 impl Store {
     /// Adds an image whose layers are all in the store, under these names.
-    pub fn add_image(&self, config: &[u8], names: &[Name]) -> Result<ImageId> {
+    pub(crate) fn add_image_locked(
+        &self,
+        _lock: &StoreLock,
+        config: &[u8],
+        names: &[Name],
+    ) -> Result<ImageId> {
         let id = ImageId(Digest::of(config));
-        self.write_atomically(&self.image_path(&id), config)?;
+        let path = self.image_path(&id);
+        // Who mounts the image holds its config: one that is there stays.
+        if !fs::read(&path).is_ok_and(|known| known == config) {
+            self.write_atomically(&path, config)?;
+        }
+        if !names.is_empty() {
+            let mut known = self.read_repositories()?;
+            names.iter().for_each(|name| known.add(name, &id));
+            self.write_repositories(&known)?;
+        }
+        Ok(id)
+    }
+
+    /// Gives an image one more name, which is taken from the image that had it.
+    pub fn tag(&self, id: &ImageId, name: &Name) -> Result<()> {
         let _lock = self.lock()?;
+        self.config(id)?; // removed meanwhile?
+        let mut known = self.read_repositories()?;
+        known.add(name, id);
+        self.write_repositories(&known)
+    }
+
+    /// Takes names away.
+    pub(super) fn untag_locked(&self, names: &[Name]) -> Result<()> {
         let mut known = self.read_repositories()?;
         for name in names {
-            let tags = known.repositories.entry(name.repository().to_owned()).or_default();
-            tags.insert(name.to_string(), id.to_string());
+            if let Some(tags) = known.repositories.get_mut(name.repository()) {
+                tags.remove(&name.to_string());
+            }
         }
-        let text = serde_json::to_vec(&known).map_err(|e| self.damaged(&e))?;
-        self.write_atomically(&self.repositories_path(), &text)?;
-        Ok(id)
+        known.repositories.retain(|_, tags| !tags.is_empty());
+        self.write_repositories(&known)
+    }
+
+    /// The names of an image.
+    pub fn names_of(&self, id: &ImageId) -> Result<Vec<Name>> {
+        let names = self.names()?.into_iter();
+        Ok(names.filter(|(_, of)| of == id).map(|(name, _)| name).collect())
+    }
+
+    /// Keeps the image from being removed for as long as the file is open, also in a child process.
+    pub fn hold_image(&self, id: &ImageId) -> Result<File> {
+        let path = self.image_path(id);
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        rustix::fs::flock(&file, FlockOperation::LockShared)
+            .map_err(|errno| io_error("lock", &path)(errno.into()))?;
+        // It may have been removed between the two.
+        fs::metadata(&path).map_err(io_error("open", &path))?;
+        Ok(file)
     }
 
     /// All images, one entry per name, the newest first.
@@ -121,11 +191,17 @@ impl Store {
         }
     }
 
-    /// Directories of the image's layers, the topmost first.
+    /// Directories of the image's layers, the topmost first; above them what they inherit.
     pub fn layer_dirs(&self, id: &ImageId) -> Result<Vec<PathBuf>> {
         let mut dirs = Vec::new();
-        for chain in self.chain_ids(id)? {
-            dirs.push(self.layer_dir(&chain)?);
+        let chains = self.chain_ids(id)?;
+        for chain in &chains {
+            dirs.push(self.layer_dir(chain)?);
+        }
+        if let Some(top) = chains.last()
+            && let Inherited::Layer(dir) = self.inherited(top)?
+        {
+            dirs.push(dir);
         }
         dirs.reverse();
         if dirs.is_empty() {
@@ -135,7 +211,7 @@ impl Store {
     }
 
     /// ChainIDs of the image's layers, the lowest first.
-    pub(crate) fn chain_ids(&self, id: &ImageId) -> Result<Vec<ChainId>> {
+    pub fn chain_ids(&self, id: &ImageId) -> Result<Vec<ChainId>> {
         let diffs = self.config(id)?.diff_ids().map_err(|reason| self.damaged_image(id, reason))?;
         let mut below = None;
         Ok(diffs
@@ -155,18 +231,24 @@ impl Store {
         Ok(path)
     }
 
-    fn image_size(&self, id: &ImageId) -> Result<u64> {
+    /// Bytes of the files in all its layers.
+    pub fn image_size(&self, id: &ImageId) -> Result<u64> {
         self.chain_ids(id)?.iter().map(|chain| self.layer_size(chain)).sum()
+    }
+
+    /// The config of an image, byte for byte.
+    pub fn config_text(&self, id: &ImageId) -> Result<Vec<u8>> {
+        let path = self.image_path(id);
+        fs::read(&path).map_err(io_error("read", &path))
     }
 
     /// The config of an image.
     pub fn config(&self, id: &ImageId) -> Result<ImageConfig> {
-        let path = self.image_path(id);
-        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-        ImageConfig::parse(&bytes).map_err(|reason| self.damaged_image(id, reason))
+        ImageConfig::parse(&self.config_text(id)?).map_err(|reason| self.damaged_image(id, reason))
     }
 
-    fn image_ids(&self) -> Result<Vec<ImageId>> {
+    /// All images.
+    pub fn image_ids(&self) -> Result<Vec<ImageId>> {
         let dir = self.root.join("image/imagedb/content/sha256");
         let mut ids = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
@@ -179,7 +261,7 @@ impl Store {
         Ok(ids)
     }
 
-    fn names(&self) -> Result<Vec<(Name, ImageId)>> {
+    pub(super) fn names(&self) -> Result<Vec<(Name, ImageId)>> {
         let known = self.read_repositories()?;
         let mut names = Vec::new();
         for (text, id) in known.repositories.values().flatten() {
@@ -192,6 +274,11 @@ impl Store {
 
     fn repositories_path(&self) -> PathBuf {
         self.root.join("image/repositories.json")
+    }
+
+    fn write_repositories(&self, known: &Repositories) -> Result<()> {
+        let text = serde_json::to_vec(known).map_err(|e| self.damaged(&e))?;
+        self.write_atomically(&self.repositories_path(), &text)
     }
 
     fn read_repositories(&self) -> Result<Repositories> {

@@ -1,33 +1,29 @@
-//! Layers in the store: by ChainID in the database, by cache-id on disk.
+//! Layers in the store: by ChainID in the database, by DiffID on disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::digest::{ChainId, DiffId, Digest};
+use rustix::fs::RenameFlags;
+
+use super::digest::{ChainId, DiffId, Digest, NotADigest};
+use super::layer_files::LayerFiles;
 use super::{Error, Result, Store, io_error};
 
 /// Digits of the short names in `l/`.
 const SHORT_LEN: usize = 26;
-/// Marks a layer that any stack may use. (The lowest layer of a stack has its DiffID as its
-/// ChainID, so the cache-id alone does not tell.)
-const SELF_CONTAINED: &str = "self-contained";
+/// In the record of a stack that takes nothing from itself.
+const NOTHING: &str = "nothing";
 
-/// A layer that was unpacked into a staging directory.
-#[derive(Debug)]
-pub struct NewLayer<'a> {
-    /// The staging directory; holds `diff/`.
-    pub staging: &'a Path,
-    /// The digest of its tar.
-    pub diff: DiffId,
-    /// The stack that it completes.
-    pub chain: ChainId,
-    /// The stack below it.
-    pub parent: Option<ChainId>,
-    /// Bytes of its files.
-    pub size: u64,
-    /// Whether it took anything from the stack below.
-    pub depends_on_parent: bool,
+/// What the database says that a stack's layers take from those below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Inherited {
+    /// It was not looked at yet.
+    Unknown,
+    /// Nothing.
+    Nothing,
+    /// What lies in this directory, on top.
+    Layer(PathBuf),
 }
 
 impl Store {
@@ -36,52 +32,42 @@ impl Store {
         self.root.join("image/layerdb/sha256").join(chain.hex())
     }
 
-    /// Whether the stack is in the store.
-    pub fn has_chain(&self, chain: &ChainId) -> bool {
-        self.layer_dir(chain).is_ok_and(|dir| dir.is_dir())
+    /// The home of the layer with this DiffID.
+    pub fn layer_files(&self, diff: &DiffId) -> LayerFiles {
+        LayerFiles::new(&self.layer_home(&diff.hex()))
     }
 
-    /// Whether a layer with this DiffID is unpacked that any stack may use.
+    pub(super) fn layer_home(&self, cache_id: &str) -> PathBuf {
+        self.root.join("layers").join(cache_id)
+    }
+
+    /// Whether the layer with this DiffID is in the store.
     pub fn has_layer(&self, diff: &DiffId) -> bool {
-        self.diff_dir(diff).with_file_name(SELF_CONTAINED).exists()
-    }
-
-    /// The directory of a layer that any stack may use.
-    pub fn diff_dir(&self, diff: &DiffId) -> PathBuf {
-        self.root.join("layers").join(diff.hex()).join("diff")
+        self.layer_files(diff).is_complete()
     }
 
     /// The directory of the stack's topmost layer.
     pub fn layer_dir(&self, chain: &ChainId) -> Result<PathBuf> {
+        Ok(self.layer_home(&self.cache_id(chain)?).join("diff"))
+    }
+
+    pub(super) fn cache_id(&self, chain: &ChainId) -> Result<String> {
         let cache_id = self.read_chain_file(chain, "cache-id")?;
-        let path = self.chain_path(chain).join("cache-id");
-        Digest::from_hex(&cache_id).map_err(|e| Error::Damaged {
-            path: path.display().to_string(),
-            reason: e.to_string(),
-        })?;
-        Ok(self.root.join("layers").join(cache_id).join("diff"))
+        Digest::from_hex(&cache_id).map_err(|e| self.damaged_chain(chain, "cache-id", &e))?;
+        Ok(cache_id)
     }
 
-    /// The stack below.
-    pub fn parent_of(&self, chain: &ChainId) -> Result<Option<ChainId>> {
-        let path = self.chain_path(chain).join("parent");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = self.read_chain_file(chain, "parent")?;
-        let digest = text.parse().map_err(|e: super::digest::NotADigest| Error::Damaged {
-            path: path.display().to_string(),
-            reason: e.to_string(),
-        })?;
-        Ok(Some(ChainId(digest)))
+    /// The DiffID of the stack's topmost layer.
+    pub fn diff_of(&self, chain: &ChainId) -> Result<DiffId> {
+        let text = self.read_chain_file(chain, "diff")?;
+        let digest = text.parse().map_err(|e: NotADigest| self.damaged_chain(chain, "diff", &e));
+        digest.map(DiffId)
     }
 
-    pub(crate) fn layer_size(&self, chain: &ChainId) -> Result<u64> {
+    /// Bytes of the files of the stack's topmost layer.
+    pub fn layer_size(&self, chain: &ChainId) -> Result<u64> {
         let text = self.read_chain_file(chain, "size")?;
-        text.parse().map_err(|_| Error::Damaged {
-            path: self.chain_path(chain).join("size").display().to_string(),
-            reason: format!("{text:?} is no size"),
-        })
+        text.parse().map_err(|_| self.damaged_chain(chain, "size", &format!("{text:?} is no size")))
     }
 
     fn read_chain_file(&self, chain: &ChainId, name: &str) -> Result<String> {
@@ -90,36 +76,35 @@ impl Store {
         Ok(text.trim_end().to_owned())
     }
 
-    /// Notes that the stack's topmost layer is the one unpacked with this DiffID.
-    pub fn reuse_layer(&self, chain: ChainId, parent: Option<ChainId>, diff: DiffId) -> Result<()> {
-        let path = self.root.join("layers").join(diff.hex()).join("size");
-        let size = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-        self.write_chain(chain, parent, diff, &diff.0.hex(), size.trim_end())
+    fn damaged_chain(&self, chain: &ChainId, name: &str, reason: &dyn std::fmt::Display) -> Error {
+        Error::Damaged {
+            path: self.chain_path(chain).join(name).display().to_string(),
+            reason: reason.to_string(),
+        }
     }
 
-    /// Makes an unpacked layer appear in the store. It is complete and synced.
-    pub fn add_layer(&self, layer: &NewLayer<'_>) -> Result<()> {
-        let cache_id = if layer.depends_on_parent { layer.chain.hex() } else { layer.diff.hex() };
-        let size = layer.size.to_string();
-        let size_path = layer.staging.join("size");
-        fs::write(&size_path, &size).map_err(io_error("write", &size_path))?;
-        if !layer.depends_on_parent {
-            let mark = layer.staging.join(SELF_CONTAINED);
-            fs::write(&mark, "").map_err(io_error("write", &mark))?;
-        }
-        let home = self.root.join("layers").join(&cache_id);
-        match fs::rename(layer.staging, &home) {
+    /// Brings an unpacked layer into the store, by one rename. It is complete and synced.
+    pub(crate) fn add_layer(&self, diff: &DiffId, built: &Path) -> Result<()> {
+        let home = self.layer_files(diff);
+        let failed = |error: std::io::Error| io_error("add layer", home.home())(error);
+        match fs::rename(built, home.home()) {
             Ok(()) => {}
             // Another load was faster: it has verified the same digest.
-            Err(_) if home.join("diff").is_dir() => {}
-            Err(error) => return Err(io_error("add layer", &home)(error)),
+            Err(_) if home.is_complete() => {}
+            // What an older plyfs unpacked cannot be written again.
+            Err(_) if home.home().is_dir() => {
+                let flags = RenameFlags::EXCHANGE;
+                let cwd = rustix::fs::CWD;
+                rustix::fs::renameat_with(cwd, built, cwd, home.home(), flags)
+                    .map_err(|errno| failed(errno.into()))?;
+            }
+            Err(error) => return Err(failed(error)),
         }
-        self.link_short_name(&cache_id)?;
-        self.write_chain(layer.chain, layer.parent, layer.diff, &cache_id, &size)
+        self.link_short_name(&diff.hex())
     }
 
     fn link_short_name(&self, cache_id: &str) -> Result<()> {
-        let path = self.root.join("l").join(cache_id[..SHORT_LEN].to_uppercase());
+        let path = self.short_name(cache_id);
         match symlink(format!("../layers/{cache_id}/diff"), &path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(io_error("link", &path)(e))
@@ -128,21 +113,99 @@ impl Store {
         }
     }
 
-    /// Writes the stack's record; `cache-id` last, which makes it count.
-    fn write_chain(
-        &self,
-        chain: ChainId,
-        parent: Option<ChainId>,
-        diff: DiffId,
-        cache_id: &str,
-        size: &str,
-    ) -> Result<()> {
-        let dir = self.chain_path(&chain);
-        self.write_atomically(&dir.join("diff"), diff.to_string().as_bytes())?;
-        if let Some(parent) = parent {
-            self.write_atomically(&dir.join("parent"), parent.to_string().as_bytes())?;
-        }
-        self.write_atomically(&dir.join("size"), size.as_bytes())?;
-        self.write_atomically(&dir.join("cache-id"), cache_id.as_bytes())
+    pub(super) fn short_name(&self, cache_id: &str) -> PathBuf {
+        self.root.join("l").join(cache_id[..SHORT_LEN].to_uppercase())
     }
+
+    /// Writes a stack's record into `dir`; the layer's files are at `layer`.
+    pub(crate) fn write_chain(&self, dir: &Path, record: &NewChain) -> Result<()> {
+        let NewChain { parent, diff, layer, has_inherited, chain } = record;
+        let write = || -> std::io::Result<()> {
+            fs::create_dir(dir)?;
+            fs::write(dir.join("diff"), diff.to_string())?;
+            if let Some(parent) = parent {
+                fs::write(dir.join("parent"), parent.to_string())?;
+            }
+            fs::copy(layer.home().join("size"), dir.join("size"))?;
+            let target = format!("../../../../layers/{}/tar-split.json.gz", diff.hex());
+            symlink(target, dir.join("tar-split.json.gz"))?;
+            if let Some(has_inherited) = has_inherited {
+                fs::write(dir.join("inherited"), inherited_text(chain, *has_inherited))?;
+            }
+            fs::write(dir.join("cache-id"), diff.hex())
+        };
+        write().map_err(io_error("write", dir))
+    }
+
+    /// Brings a stack's record into the store, or what it says of inheritance.
+    pub(crate) fn add_chain(&self, built: &Path, record: &NewChain) -> Result<()> {
+        let home = self.chain_path(&record.chain);
+        let is_known = self.cache_id(&record.chain).is_ok_and(|known| known == record.diff.hex());
+        if !is_known {
+            if home.exists() {
+                fs::remove_dir_all(&home).map_err(io_error("remove", &home))?;
+            }
+            return fs::rename(built, &home).map_err(io_error("add", &home));
+        }
+        match record.has_inherited {
+            Some(has_inherited) => {
+                let text = inherited_text(&record.chain, has_inherited);
+                self.write_atomically(&home.join("inherited"), text.as_bytes())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What the stack's layers take from those below.
+    pub(crate) fn inherited(&self, chain: &ChainId) -> Result<Inherited> {
+        let path = self.chain_path(chain).join("inherited");
+        if !path.exists() {
+            return Ok(Inherited::Unknown);
+        }
+        let text = self.read_chain_file(chain, "inherited")?;
+        if text == NOTHING {
+            return Ok(Inherited::Nothing);
+        }
+        Digest::from_hex(&text).map_err(|e| self.damaged_chain(chain, "inherited", &e))?;
+        Ok(Inherited::Layer(self.layer_home(&text).join("diff")))
+    }
+
+    /// Brings what a stack inherits into the store.
+    pub(crate) fn add_inherited(&self, chain: &ChainId, built: &Path) -> Result<()> {
+        let home = self.layer_home(&chain.hex());
+        match fs::rename(built, &home) {
+            Err(_) if home.is_dir() => {} // another process made the same
+            result => result.map_err(io_error("add layer", &home))?,
+        }
+        self.link_short_name(&chain.hex())
+    }
+
+    /// Makes renames into the store last.
+    pub(crate) fn sync_names(&self) -> Result<()> {
+        for dir in ["layers", "image/layerdb/sha256"] {
+            let path = self.root.join(dir);
+            let sync = File::open(&path).and_then(|dir| dir.sync_all());
+            sync.map_err(io_error("sync", &path))?;
+        }
+        Ok(())
+    }
+}
+
+/// The record of a stack that is new.
+#[derive(Debug)]
+pub(crate) struct NewChain {
+    /// The stack.
+    pub(crate) chain: ChainId,
+    /// The one below its topmost layer.
+    pub(crate) parent: Option<ChainId>,
+    /// Its topmost layer.
+    pub(crate) diff: DiffId,
+    /// That layer's files.
+    pub(crate) layer: LayerFiles,
+    /// Of a whole image: whether its layers take something from one another.
+    pub(crate) has_inherited: Option<bool>,
+}
+
+fn inherited_text(chain: &ChainId, has_inherited: bool) -> String {
+    if has_inherited { chain.hex() } else { NOTHING.to_owned() }
 }

@@ -1,31 +1,36 @@
-//! The image store, readable by hand, in Docker's words.
+//! The image store, readable by hand, in Docker's words (the whole of it: docs/store-layout.md).
 //!
 //! ```text
 //! ROOT/image/imagedb/content/sha256/<ImageID>   the config, byte for byte; its sha256 is its name
 //! ROOT/image/layerdb/sha256/<ChainID>/          diff (DiffID), parent (ChainID), size, cache-id,
+//!                                               tar-split.json.gz, inherited,
 //!                                               merged-index (what the stack shows together)
 //! ROOT/image/repositories.json                  {"Repositories": {"nginx": {"nginx:latest": "sha256:…"}}}
 //! ROOT/layers/<cache-id>/diff/                  the unpacked layer, whiteouts as `.wh.` files
-//! ROOT/layers/<cache-id>/size                   bytes of its files
-//! ROOT/layers/<cache-id>/self-contained         if any stack may use it
+//! ROOT/layers/<cache-id>/…                      what else the tar said (see `layer_files`)
 //! ROOT/l/<SHORT> -> ../layers/<cache-id>/diff   short names
 //! ROOT/containers/<id>/                         config.json, upper/, work/
 //! ROOT/tmp/                                     what is being built
-//! ROOT/lock                                     locked (flock) while repositories.json changes
+//! ROOT/lock                                     locked (flock) while names and records change
 //! ```
 //!
 //! A layer is unpacked in `tmp/` and appears in `layers/` by one rename, complete, verified
-//! and synced. Its cache-id is its DiffID where the tar says everything about it; a layer
-//! that takes something from those below (a hard link into them, the attributes of a parent
-//! directory that it does not list) belongs to its ChainID.
+//! and synced. Its cache-id is its DiffID: it is stored once, whatever lies below it. What a
+//! stack's layers take from those below lies in one more layer, named by the ChainID (see
+//! `inherited`).
 
+mod blobs;
 pub mod containers;
 pub mod digest;
+pub mod garbage;
 pub mod images;
+mod inherited;
+pub mod layer_files;
 pub mod layers;
 pub mod reference;
 mod stack_index;
 mod staging;
+pub mod usage;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -92,6 +97,30 @@ pub enum Error {
         "{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first"
     )]
     BadName(String),
+    /// A hard link of a layer leads nowhere.
+    #[error("a hard link to {reason}: {target}")]
+    BadLink {
+        /// Its target, escaped.
+        target: String,
+        /// What is there.
+        reason: &'static str,
+    },
+    /// An image is in use.
+    #[error("image {image} is in use: {holder}")]
+    ImageInUse {
+        /// The image.
+        image: String,
+        /// Who uses it.
+        holder: String,
+    },
+    /// Several names stand for the image.
+    #[error("image {image} has several names ({names}): give one of them, or --force")]
+    SeveralNames {
+        /// The image.
+        image: String,
+        /// Its names.
+        names: String,
+    },
     /// A file of the store does not say what it should.
     #[error("the store is damaged: {path}: {reason}")]
     Damaged {
@@ -174,7 +203,8 @@ impl Store {
         write().map_err(io_error("write", path))
     }
 
-    fn image_path(&self, id: &ImageId) -> PathBuf {
+    /// Where an image's config is.
+    pub fn image_path(&self, id: &ImageId) -> PathBuf {
         self.root.join("image/imagedb/content/sha256").join(id.hex())
     }
 }

@@ -3,6 +3,7 @@
 //! Each is locked (flock) by whoever builds in it. What a killed process left is unlocked:
 //! the next one that builds removes it.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::digest::DiffId;
 use super::{Result, Store, io_error};
 
 /// Age from which a small file in ROOT/tmp is a killed process's.
@@ -28,6 +30,10 @@ impl Staging {
         &self.path
     }
 }
+
+/// In a staging directory: the DiffIDs of layers of the store that its builder will use, a line
+/// each.
+const USES: &str = "uses";
 
 impl Drop for Staging {
     fn drop(&mut self) {
@@ -52,6 +58,37 @@ impl Store {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|errno| io_error("lock", &path)(errno.into()))?;
         Ok(Staging { path, _lock: lock })
+    }
+
+    /// Of these layers, those that the store has; nobody removes them before `staging` ends.
+    pub(crate) fn pin(
+        &self,
+        staging: &Staging,
+        layers: impl Iterator<Item = DiffId>,
+    ) -> Result<HashSet<DiffId>> {
+        let _lock = self.lock()?;
+        let present: HashSet<DiffId> = layers.filter(|diff| self.has_layer(diff)).collect();
+        let lines: String = present.iter().map(|diff| format!("{diff}\n")).collect();
+        let path = staging.path.join(USES);
+        fs::write(&path, lines).map_err(io_error("write", &path))?;
+        Ok(present)
+    }
+
+    /// The layers that are pinned. The caller has the store's lock.
+    pub(super) fn pinned_locked(&self) -> Result<HashSet<DiffId>> {
+        let tmp = self.root.join("tmp");
+        let mut pinned = HashSet::new();
+        for entry in fs::read_dir(&tmp).map_err(io_error("read", &tmp))? {
+            let path = entry.map_err(io_error("read", &tmp))?.path().join(USES);
+            let Ok(text) = fs::read_to_string(&path) else { continue }; // none, or gone
+            pinned.extend(text.lines().filter_map(|line| line.parse().ok()).map(DiffId));
+        }
+        Ok(pinned)
+    }
+
+    /// Removes what killed processes left in the staging directories.
+    pub(super) fn remove_leftovers_locked(&self) -> Result<()> {
+        self.remove_abandoned(&self.root.join("tmp"))
     }
 
     /// Removes directories that nobody has locked, and small files (they exist for a moment

@@ -1,0 +1,71 @@
+//! A root filesystem's tar as an image of one layer.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::load::{self, Load};
+use super::platform::Platform;
+use super::source::{Input, Source};
+use super::unpack::{self};
+use super::{Error, LayerBlob, LoadOptions, Plan, Report, Result, pipeline};
+use crate::store::Store;
+use crate::store::reference::Name;
+
+/// What an imported image says of itself.
+#[derive(Debug)]
+pub struct Import {
+    /// Its name.
+    pub name: Option<Name>,
+    /// A note in its history.
+    pub message: String,
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+/// Imports a tar, plain or compressed.
+pub fn import(
+    store: &Store,
+    input: Input<'_>,
+    import: &Import,
+    options: &LoadOptions<'_>,
+) -> Result<Report> {
+    let staging = store.staging()?;
+    let source = Source::single(input, staging.path(), options.limits)?;
+    let layers = staging.path().join("layers");
+    let home = layers.join("import");
+    let make = fs::create_dir(&layers).and_then(|()| fs::create_dir(&home));
+    make.map_err(|e| Error::io("make", home.display(), e))?;
+    let progress = options.progress.layer("rootfs", "import", source.size(PART)?);
+    let (found, unpacked) =
+        pipeline::run(source.open(PART)?, PART, options.limits, &*progress, |plain| {
+            unpack::unpack(plain, &home, options.limits)
+        })?;
+    let left_out = unpacked?.left_out;
+    drop(progress);
+    let built = layers.join(found.diff.hex());
+    fs::rename(&home, &built).map_err(|e| Error::io("make", built.display(), e))?;
+    let platform = options.platform.clone().unwrap_or_else(Platform::here);
+    let mut config = json!({
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "created": import.created,
+        "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [found.diff.to_string()] },
+        "history": [{ "created": import.created, "comment": import.message }],
+    });
+    if let Some(variant) = platform.variant {
+        config["variant"] = variant.into();
+    }
+    let plan = Plan {
+        config: serde_json::to_vec(&config).map_err(|e| Error::document("image config", e))?,
+        layers: vec![LayerBlob { path: PART.to_owned(), digest: None, size: None }],
+        names: import.name.iter().cloned().collect(),
+        manifest: None,
+    };
+    let images = [load::Image::new(plan)?];
+    Load::new(store, &staging, &source, options, &images)?.publish(&images, left_out)
+}
+
+/// What the tar is called in its source.
+const PART: &str = "layer";

@@ -1,0 +1,83 @@
+//! Layers as they were compressed: which blob holds which layer, and blobs that are kept.
+//!
+//! ```text
+//! ROOT/image/distribution/diffid-by-digest/sha256/<hex>   the DiffID of a blob that was verified
+//! ROOT/image/blobs/sha256/<hex>                           a blob that is kept (`load --keep-blobs`)
+//! ROOT/image/imagedb/metadata/sha256/<ImageID>/manifest   the digest of the image's manifest
+//! ```
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::digest::{DiffId, Digest, ImageId};
+use super::{Result, Store, io_error};
+
+impl Store {
+    pub(super) fn blobs_dir(&self) -> PathBuf {
+        self.root.join("image/blobs/sha256")
+    }
+
+    pub(super) fn known_blobs_dir(&self) -> PathBuf {
+        self.root.join("image/distribution/diffid-by-digest/sha256")
+    }
+
+    pub(super) fn metadata_dir(&self, id: &ImageId) -> PathBuf {
+        self.root.join("image/imagedb/metadata/sha256").join(id.hex())
+    }
+
+    /// The layer that a blob was seen to hold.
+    pub fn diff_of_blob(&self, blob: &Digest) -> Result<Option<DiffId>> {
+        let path = self.known_blobs_dir().join(blob.hex());
+        match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // What makes no sense is no help, and no harm.
+            text => Ok(text.map_err(io_error("read", &path))?.trim_end().parse().ok().map(DiffId)),
+        }
+    }
+
+    /// Notes which layer a blob holds.
+    pub(crate) fn note_blob(&self, blob: &Digest, diff: &DiffId) -> Result<()> {
+        if self.diff_of_blob(blob)? == Some(*diff) {
+            return Ok(());
+        }
+        self.write_atomically(&self.known_blobs_dir().join(blob.hex()), diff.to_string().as_bytes())
+    }
+
+    /// Brings blobs into the store that were verified and synced in the directory `from`.
+    pub(crate) fn add_blobs(&self, from: &Path, blobs: impl Iterator<Item = Digest>) -> Result<()> {
+        let dir = self.blobs_dir();
+        fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
+        for blob in blobs {
+            let (built, home) = (from.join(blob.hex()), dir.join(blob.hex()));
+            if built.exists() {
+                fs::rename(&built, &home).map_err(io_error("add", &home))?;
+            }
+        }
+        let sync = File::open(&dir).and_then(|dir| dir.sync_all());
+        sync.map_err(io_error("sync", &dir))
+    }
+
+    /// Notes the manifest that an image came with.
+    pub(crate) fn note_manifest(&self, config: &[u8], manifest: &Digest) -> Result<()> {
+        let path = self.metadata_dir(&ImageId(Digest::of(config))).join("manifest");
+        self.write_atomically(&path, manifest.to_string().as_bytes())
+    }
+
+    /// The manifest that an image came with, if it is kept.
+    pub fn kept_manifest(&self, id: &ImageId) -> Result<Option<Vec<u8>>> {
+        let path = self.metadata_dir(id).join("manifest");
+        let digest: Option<Digest> = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            text => text.map_err(io_error("read", &path))?.trim_end().parse().ok(),
+        };
+        let Some(digest) = digest else { return Ok(None) };
+        let path = self.kept_blob(&digest);
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        Ok((Digest::of(&text) == digest).then_some(text))
+    }
+
+    /// Where a blob is, if it is kept.
+    pub fn kept_blob(&self, blob: &Digest) -> PathBuf {
+        self.blobs_dir().join(blob.hex())
+    }
+}
