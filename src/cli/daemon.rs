@@ -19,6 +19,8 @@ pub(super) struct Plan {
     pub(super) mountpoint: PathBuf,
     pub(super) config: MountConfig,
     pub(super) foreground: bool,
+    /// What stays open for as long as the tree is there.
+    pub(super) holds: Option<File>,
 }
 
 /// Descriptors kept for speed, and as many for deleted open files: a third each of what the
@@ -113,6 +115,7 @@ fn mount(plan: Plan) -> anyhow::Result<Mounted> {
     let shown = std::path::absolute(&plan.mountpoint).unwrap_or_else(|_| plan.mountpoint.clone());
     options.holder = holder(&shown);
     let overlay = Overlay::open(&options)?;
+    std::mem::forget(plan.holds); // it closes when the process ends
     Ok(fuse::mount(overlay, &plan.mountpoint, &plan.config)?)
 }
 

@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
 use crate::fuse::{Allow, Io, MountConfig, MountFlag};
-use crate::overlay::{MountOptions, Overrides, UpperForm, UpperOptions};
-use crate::store::Store;
+use crate::overlay::{MountOptions, UpperForm, UpperOptions};
+use crate::store::{Store, image_ownership};
 
 /// Arguments of `plyfs mount`.
 #[derive(Debug, clap::Args)]
@@ -123,15 +123,19 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
     check_layers(&options)?;
     options.merged_index = store.merged_index(&image)?;
-    options.ownership.overrides = Overrides::No; // an image says itself who owns its files
+    options.ownership = image_ownership(&options.lowers);
     options.volatile = args.volatile;
     options.accept_loss = args.accept_loss;
+    let held = store.hold_image(&image).context("hold the image")?;
     if args.read_only {
-        return daemon::start(plan(args, options, asked.to_owned(), mountpoint))?.serve();
+        let mut plan = plan(args, options, asked.to_owned(), mountpoint);
+        plan.holds = Some(held); // nobody removes it while it is mounted
+        return daemon::start(plan)?.serve();
     }
     let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
     options.upper = Some(UpperOptions { upper: container.upper(), work: container.work() });
     options.form = args.form.map_or(UpperForm::Rich, UpperForm::from);
+    drop(held); // from here on the container keeps it
     let plan = plan(args, options, asked.to_owned(), mountpoint);
     let started = check_layers(&plan.options).and_then(|()| daemon::start(plan));
     if started.is_err() && is_new {
@@ -156,11 +160,18 @@ fn check_layers(options: &MountOptions) -> anyhow::Result<()> {
 fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -> Plan {
     let flags = if options.upper.is_none() { vec![MountFlag::ReadOnly] } else { Vec::new() };
     let allow = args.allow_other.then_some(Allow::Everybody);
+    let config = config(source, flags, allow);
+    // An ordinary user sees an image's owners, who are others, but all of the files are the user's:
+    // as with fakeroot(1), they may be read and changed by who has them.
+    let shows_others = options.ownership.symlinks_are.is_some();
+    let is_ordinary = !rustix::process::geteuid().is_root();
+    let checks_permissions = !(shows_others && is_ordinary && config.allow == Allow::Owner);
     Plan {
         options,
         mountpoint: mountpoint.to_owned(),
-        config: MountConfig { io: args.io.into(), ..config(source, flags, allow) },
+        config: MountConfig { io: args.io.into(), checks_permissions, ..config },
         foreground: args.foreground,
+        holds: None,
     }
 }
 

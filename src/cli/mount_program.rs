@@ -37,7 +37,8 @@ fn mount(args: &[OsString], call: Call) -> anyhow::Result<()> {
     let source = options.fsname.clone().or(source).unwrap_or(program);
     let foreground = options.foreground;
     let config = config(args, source, &options);
-    daemon::start(Plan { options: layers(options), mountpoint, config, foreground })?.serve()
+    daemon::start(Plan { options: layers(options), mountpoint, config, foreground, holds: None })?
+        .serve()
 }
 
 /// The layers and how the union treats them.

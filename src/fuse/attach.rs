@@ -138,12 +138,15 @@ pub(super) fn open_device() -> Result<File, Error> {
 fn mount_directly(device: &File, mountpoint: &Path, config: &MountConfig) -> Result<(), Errno> {
     let root_mode = std::fs::metadata(mountpoint).map_or(libc::S_IFDIR, |m| m.mode());
     let mut data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={},default_permissions",
+        "fd={},rootmode={:o},user_id={},group_id={}",
         device.as_raw_fd(),
         root_mode & libc::S_IFMT,
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
     );
+    if config.checks_permissions {
+        data.push_str(",default_permissions");
+    }
     if config.allow != Allow::Owner {
         data.push_str(",allow_other"); // allow_root is enforced by the session
     }
@@ -212,7 +215,7 @@ fn helper_options(config: &MountConfig) -> String {
     let mut options = vec![format!("fsname={source}"), format!("subtype={subtype}")];
     options.extend(config.auto_unmount.then(|| "auto_unmount".to_owned()));
     options.extend(config.contexts.iter().cloned());
-    options.push("default_permissions".to_owned());
+    options.extend(config.checks_permissions.then(|| "default_permissions".to_owned()));
     if config.allow != Allow::Owner {
         options.push("allow_other".to_owned()); // allow_root is enforced by the session
     }

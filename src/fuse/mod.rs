@@ -103,6 +103,8 @@ pub struct MountConfig {
     pub flags: Vec<MountFlag>,
     /// Who may use it.
     pub allow: Allow,
+    /// Whether permissions are checked; else who may use it may do all that who mounts can.
+    pub checks_permissions: bool,
     /// Threads that answer the kernel.
     pub threads: usize,
     /// The filesystem type in /proc/mounts: `fuse.` and the subtype.
@@ -128,6 +130,7 @@ impl MountConfig {
             source,
             flags: Vec::new(),
             allow,
+            checks_permissions: true,
             threads,
             fs_type: FS_TYPE.to_owned(),
             contexts: Vec::new(),

@@ -4,7 +4,8 @@
 //! and at a cost that does not depend on the number of layers. The data stays where it is.
 //!
 //! ```text
-//! header   magic | layers u32 | directories u32 | entries u32 | sources u32 | names u32 | 0 u32
+//! header   magic | layers u32 | directories u32 | entries u32 | sources u32 | names u32
+//!          flags u32     1: owners, modes and types are those that override xattrs say
 //! layers   inode number u64 | mtime: seconds i64, nanoseconds u32 | 0 u32     of each layer's root
 //! directories  first entry u32 | entries u32 | its own entry u32 | 0 u32      0 is the root
 //! entries  name at u32 | its length u16 | top layer u16 | directory u32 | sources at u32
@@ -61,7 +62,11 @@ pub struct MergedIndex {
     entries: Section,
     sources: Section,
     names: Section,
+    has_overrides: bool,
 }
+
+/// Flag: see above.
+const OVERRIDES: u32 = 1;
 
 /// Records of one size.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +125,14 @@ impl MergedIndex {
         };
         let found = (0..roots.count).map_while(|n| roots.record(&bytes, n)).map(root_of);
         let is_theirs = found.eq(layers.iter().copied());
-        (is_whole && is_theirs).then_some(Self { bytes, directories, entries, sources, names })
+        let has_overrides = count(5) as u32 & OVERRIDES != 0;
+        let index = Self { bytes, directories, entries, sources, names, has_overrides };
+        (is_whole && is_theirs).then_some(index)
+    }
+
+    /// Whether owners, modes and types are those that the layers' override xattrs say.
+    pub fn has_overrides(&self) -> bool {
+        self.has_overrides
     }
 
     /// The names in a directory.
@@ -261,6 +273,7 @@ pub struct Builder {
     names: Vec<u8>,
     /// Directories that have an entry.
     known: u32,
+    has_overrides: bool,
 }
 
 /// A name to be added.
@@ -275,10 +288,12 @@ pub struct NewEntry<'a> {
 }
 
 impl Builder {
-    /// An index of layers with these roots; the root directory has these attributes.
-    pub fn new(layers: Vec<LayerRoot>, root: &Stat) -> Self {
+    /// An index of layers with these roots; the root directory has these attributes, which may be
+    /// those of override xattrs.
+    pub fn new(layers: Vec<LayerRoot>, root: &Stat, has_overrides: bool) -> Self {
         let (directories, entries, sources, names) = Default::default();
-        let mut index = Self { layers, directories, entries, sources, names, known: 0 };
+        let mut index =
+            Self { layers, directories, entries, sources, names, known: 0, has_overrides };
         let all: Vec<u16> = (0..index.layers.len()).map(|n| n as u16).collect();
         index.add_entry(&NewEntry { name: b"", layers: &all, stat: root });
         index
@@ -334,7 +349,7 @@ impl Builder {
             self.entries.len() / ENTRY,
             self.sources.len() / 2,
             self.names.len(),
-            0,
+            if self.has_overrides { OVERRIDES as usize } else { 0 },
         ];
         for count in counts {
             bytes.extend_from_slice(&u32::try_from(count).ok()?.to_le_bytes());
@@ -392,7 +407,7 @@ mod tests {
 
     fn built() -> Vec<u8> {
         let (dir, file) = (stat(FileType::Directory, 10), stat(FileType::RegularFile, 11));
-        let mut builder = Builder::new(roots(), &dir);
+        let mut builder = Builder::new(roots(), &dir, false);
         let entry = |name, layers, stat| NewEntry { name, layers, stat };
         let names = [entry(b"a", &[1], &file), entry(b"d", &[0, 2], &dir), entry(b"e", &[2], &dir)];
         builder.add_directory(0, names.into_iter());

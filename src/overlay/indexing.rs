@@ -23,10 +23,12 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    /// Opens the index at `path`, if it is that of these layers.
+    /// Opens the index at `path`, if it is that of these layers, with owners out of their override
+    /// xattrs if `overrides`.
     pub(super) fn open(
         path: Option<&Path>,
         lowers: &[Lower],
+        overrides: bool,
     ) -> std::result::Result<Option<Self>, crate::layers::Error> {
         let Some(path) = path else { return Ok(None) };
         let error = |errno| crate::layers::Error::io("read", path)(errno);
@@ -38,6 +40,7 @@ impl Merged {
             .map_err(|cause| error(Errno::from_io_error(&cause).unwrap_or(Errno::IO)))?;
         let device = |lower: &Lower| sys::fstat(lower.root()).map(|stat| stat.dev);
         let devices = lowers.iter().map(device).collect::<sys::Result<_>>().map_err(error)?;
+        let index = index.filter(|index| index.has_overrides() == overrides);
         Ok(index.map(|index| Self { index, devices }))
     }
 }
@@ -84,22 +87,32 @@ impl Overlay {
         Some(self.stat_of(&entry))
     }
 
+    /// Whether the attributes of an inode are those of the index, with what its override xattr says.
+    pub(super) fn is_held_by_index(&self, inode: &Inode) -> bool {
+        if self.merged.is_none() {
+            return false;
+        }
+        let state = inode.state.read();
+        let is_known = match &state.below {
+            Below::File(file) => file.dir.merged.is_some(),
+            Below::Directories(parts) => parts.first().is_some_and(|part| part.merged.is_some()),
+            Below::Nothing => false,
+        };
+        is_known && state.upper.is_none()
+    }
+
     /// Makes the index of the lowers; `None` if they can have none: what is mounted in one, or is
     /// larger than the index's numbers.
     pub fn build_index(&self) -> Result<Option<Vec<u8>>> {
         let roots = layer_roots(self.lowers.iter().map(Lower::root)).context("stat", b"")?;
-        let is_plain = self.owners.overrides.is_none(); // else types are not the files' own
-        if self.upper.is_some()
-            || !is_plain
-            || roots.is_empty()
-            || self.lowers.iter().any(Lower::is_rich)
-        {
+        if self.upper.is_some() || roots.is_empty() || self.lowers.iter().any(Lower::is_rich) {
             return Ok(None);
         }
         let root = sys::fstat(self.lowers[0].root()).context("stat", b"")?;
+        let root = self.shown(&self.root, root)?;
         let devices = self.lowers.iter().map(|lower| Ok(sys::fstat(lower.root())?.dev));
         let devices = devices.collect::<sys::Result<Vec<_>>>().context("stat", b"")?;
-        let mut builder = Builder::new(roots, &root);
+        let mut builder = Builder::new(roots, &root, self.owners.overrides.is_some());
         let mut next = vec![(Arc::clone(&self.root), 0)];
         while !next.is_empty() {
             let mut below = Vec::new();
@@ -132,7 +145,10 @@ impl Overlay {
             let layers: Vec<u16> = entry.sources.iter().filter_map(lower).collect();
             let top = layers.first().map(|top| devices[usize::from(*top)]);
             match stat.filter(|stat| Some(stat.dev) == top) {
-                Some(stat) => found.push(Found { entry, inode, layers, stat }),
+                Some(stat) => {
+                    let stat = self.shown(&inode, stat)?;
+                    found.push(Found { entry, inode, layers, stat });
+                }
                 None => return Ok(None),
             }
         }

@@ -250,8 +250,10 @@ impl Overlay {
             let dir = self.layer_dir(parent, &lower_dirs, layer)?;
             state.data = self.metacopy(layer, dir.as_fd(), name)?;
         }
+        let is_indexed = merged.is_some() && state.upper.is_none();
         let kind = match self.owners.overrides {
             None => stat.kind(),
+            Some(_) if is_indexed => stat.kind(), // as it is shown
             Some(_) => {
                 let dir = self.layer_dir(parent, &lower_dirs, entry.sources.top())?;
                 self.owners.kind(dir.as_fd(), name, &stat)?

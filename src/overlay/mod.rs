@@ -138,7 +138,8 @@ impl Overlay {
         };
         let owners = decide_owners(options, &lowers, upper.as_ref())?;
         let numbering = Numbering::default();
-        let merged = Merged::open(options.merged_index.as_deref(), &lowers)?;
+        let overrides = owners.overrides.is_some();
+        let merged = Merged::open(options.merged_index.as_deref(), &lowers, overrides)?;
         let root = Self::root_inode(&lowers, upper.as_ref(), &numbering, merged.as_ref())?;
         let root = Arc::new(root);
         Ok(Self {

@@ -51,6 +51,9 @@ pub struct Ownership {
     pub gids: IdMap,
     /// Where the layers keep owners and modes.
     pub overrides: Overrides,
+    /// Whose a symlink is, which can have no xattr: with `None` its owner's, as it lies on disk. A
+    /// symlink of anybody else is held as a regular file.
+    pub symlinks_are: Option<(u32, u32)>,
 }
 
 /// [`Ownership`], decided for the layers of a union.
@@ -59,6 +62,7 @@ pub(super) struct Owners {
     uids: IdMap,
     gids: IdMap,
     pub(super) overrides: Option<OverrideXattr>,
+    symlinks_are: Option<(u32, u32)>,
 }
 
 /// A change of owner or permissions, held.
@@ -67,12 +71,6 @@ struct HeldChange {
     uid: Option<u32>,
     gid: Option<u32>,
     mode: Option<u32>,
-}
-
-/// Whether what has this owner can be made by who mounts, without a change of owner.
-pub(super) fn is_mounters(owner: Owner) -> bool {
-    owner.uid == rustix::process::geteuid().as_raw()
-        && owner.gid == rustix::process::getegid().as_raw()
 }
 
 impl Owners {
@@ -85,7 +83,9 @@ impl Owners {
             Overrides::No => None,
             Overrides::AsLayers => roots.find_map(|found| found.transpose()).transpose()?,
         };
-        Ok(Self { uids: ownership.uids.clone(), gids: ownership.gids.clone(), overrides })
+        let (uids, gids) = (ownership.uids.clone(), ownership.gids.clone());
+        let symlinks_are = ownership.symlinks_are.filter(|_| overrides.is_some());
+        Ok(Self { uids, gids, overrides, symlinks_are })
     }
 
     /// Whether lists of other users and groups mean anything.
@@ -165,8 +165,23 @@ impl Owners {
         self.uids.squashed().is_some() && self.gids.squashed().is_some()
     }
 
+    /// Whether what the mount shows of an object of this type may not be what its filesystem says.
+    fn keeps(&self, kind: FileType) -> bool {
+        self.overrides.is_some_and(|xattr| xattr.is_for(kind))
+            || kind == FileType::Symlink && self.symlinks_are.is_some()
+    }
+
+    /// Whose a real symlink is.
+    fn symlink_owner(&self) -> (u32, u32) {
+        let mounter = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        self.symlinks_are.unwrap_or(mounter)
+    }
+
     /// What is kept in the object's xattr, if it can have one and the union uses them.
     fn override_of(&self, object: BorrowedFd<'_>, stat: &Stat) -> Result<Option<OverrideStat>> {
+        if let (FileType::Symlink, Some((uid, gid))) = (stat.kind(), self.symlinks_are) {
+            return Ok(Some(OverrideStat { uid, gid, permissions: 0o777, node: None }));
+        }
         match self.overrides.filter(|xattr| xattr.is_for(stat.kind())) {
             Some(xattr) => xattr.read(object).context("read override_stat", b""),
             None => Ok(None),
@@ -254,9 +269,11 @@ impl Owners {
         let made = sys::fstat(to).context("stat copy", b"")?;
         let Some(xattr) = self.overrides.filter(|xattr| xattr.is_for(made.kind())) else {
             let owner = Owner { uid: original.uid, gid: original.gid };
-            match attr::chown(to, &made, owner) {
-                Err(Errno::PERM | Errno::INVAL) if self.hides_owners() => {}
-                result => result.context("chown copy", b"")?,
+            if !self.keeps(made.kind()) {
+                match attr::chown(to, &made, owner) {
+                    Err(Errno::PERM | Errno::INVAL) if self.hides_owners() => {}
+                    result => result.context("chown copy", b"")?,
+                }
             }
             if original.kind() != FileType::Symlink {
                 sys::chmod(to, original.mode).context("chmod copy", b"")?;
@@ -307,7 +324,7 @@ fn drop_held_capabilities(xattr: OverrideXattr, object: BorrowedFd<'_>) -> Resul
 impl Overlay {
     /// What the mount shows for the real attributes of an inode.
     pub(super) fn shown(&self, inode: &Arc<Inode>, mut stat: Stat) -> Result<Stat> {
-        if self.owners.overrides.is_some_and(|xattr| xattr.is_for(stat.kind())) {
+        if self.owners.keeps(stat.kind()) && !self.is_held_by_index(inode) {
             let object = self.object(inode)?;
             if let Some(kept) = self.owners.override_of(object.as_fd(), &stat)? {
                 kept.apply(&mut stat);
@@ -323,7 +340,7 @@ impl Overlay {
     /// owner and permissions cannot be kept otherwise.
     pub(super) fn needs_stand_in(&self, kind: FileType, owner: Owner) -> bool {
         self.owners.overrides.is_some_and(|xattr| !xattr.is_for(kind))
-            && !(kind == FileType::Symlink && is_mounters(owner))
+            && !(kind == FileType::Symlink && (owner.uid, owner.gid) == self.owners.symlink_owner())
     }
 
     /// Whether a symlink's owner is kept in an xattr, which it cannot have itself.
@@ -341,7 +358,8 @@ impl Overlay {
         let link = sys::fstat(object.as_fd()).context("stat", b"")?;
         match link.kind() {
             FileType::Symlink => {
-                self.replace_symlink(inode, &object, &link, &OverrideStat::of(&link))
+                let held = OverrideStat::of(&self.owners.held(object.as_fd(), link)?);
+                self.replace_symlink(inode, &object, &link, &held)
             }
             _ => Ok(()),
         }
@@ -407,8 +425,9 @@ impl Overlay {
         if link.kind() != FileType::Symlink {
             return Ok(false);
         }
-        let kept = after_change(OverrideStat::of(&link), &link, change);
-        if (kept.uid, kept.gid) == (link.uid, link.gid) {
+        let held = OverrideStat::of(&self.owners.held(object.as_fd(), link)?);
+        let kept = after_change(held, &link, change);
+        if (kept.uid, kept.gid) == (held.uid, held.gid) {
             return Ok(true);
         }
         if link.nlink > 1 {

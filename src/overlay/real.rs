@@ -186,8 +186,10 @@ impl Overlay {
     pub(super) fn stat_object(&self, inode: &Arc<Inode>) -> Result<Stat> {
         let stat = self.stat_real_object(inode)?;
         match self.owners.overrides {
-            Some(_) => self.owners.held(self.object(inode)?.as_fd(), stat),
-            None => Ok(stat),
+            Some(_) if !self.is_held_by_index(inode) => {
+                self.owners.held(self.object(inode)?.as_fd(), stat)
+            }
+            _ => Ok(stat),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Containers: the writable layers of images, which outlive their mounts.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::{Digest, ImageId};
 use super::staging::remove_all;
 use super::{Error, Result, Staging, Store, io_error};
+use crate::layers::private_xattr;
 use crate::layers::upper::{self, lock_holder};
 use crate::sys::Errno;
 
@@ -125,6 +127,12 @@ impl Store {
         let from = fs::metadata(&top).map_err(io_error("stat", &top))?;
         std::os::unix::fs::chown(upper, Some(from.uid()), Some(from.gid()))
             .map_err(io_error("chown", upper))?;
+        // Those too that tell the owner which the filesystem was not given.
+        let open =
+            |path: &Path| crate::sys::open_dir(path).map_err(|e| io_error("open", path)(e.into()));
+        let all = |name: &[u8]| Some(name.to_vec().into());
+        private_xattr::copy_with(open(&top)?.as_fd(), open(upper)?.as_fd(), all)
+            .map_err(|errno| io_error("copy xattrs to", upper)(errno.into()))?;
         fs::set_permissions(upper, fs::Permissions::from_mode(from.mode() & 0o7777))
             .map_err(io_error("chmod", upper))?;
         let times = fs::FileTimes::new()

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use super::digest::ImageId;
 use super::{Result, Store};
 use crate::layers::merged_index::{MergedIndex, layer_roots};
-use crate::overlay::{MountOptions, Overlay, Overrides};
+use crate::layers::override_stat::OverrideXattr;
+use crate::overlay::{MountOptions, Overlay, Overrides, Ownership};
 use crate::sys;
 
 const NAME: &str = "merged-index";
@@ -25,8 +26,7 @@ impl Store {
             return Ok(Some(path));
         }
         let mut options = MountOptions::new(layers);
-        // As images are mounted: what an xattr says of a file makes it no other one.
-        options.ownership.overrides = Overrides::No;
+        options.ownership = image_ownership(&options.lowers);
         let built = Overlay::open(&options)
             .map_err(|error| error.to_string())
             .and_then(|union| union.build_index().map_err(|error| error.to_string()));
@@ -42,6 +42,21 @@ impl Store {
             }
         }
     }
+}
+
+/// Who owns the files of an image's layers: who could not give a layer's files to their owners keeps
+/// them in xattrs, and tells so on the layer's root. An image cannot: those xattrs are not unpacked.
+pub fn image_ownership(layers: &[PathBuf]) -> Ownership {
+    let is_kept = |dir: &PathBuf| {
+        let kept = sys::open_dir(dir).and_then(|root| OverrideXattr::of_layer(root.as_fd()));
+        kept == Ok(Some(OverrideXattr::Containers))
+    };
+    let mut ownership = Ownership { overrides: Overrides::No, ..Ownership::default() };
+    if layers.iter().any(is_kept) {
+        ownership.overrides = Overrides::In(OverrideXattr::Containers);
+        ownership.symlinks_are = Some((0, 0));
+    }
+    ownership
 }
 
 /// Whether the index is there, and that of these layers.
