@@ -136,11 +136,44 @@ fn no_xattr_of_a_layer_makes_it_lie() {
         let xattr = "user.containers.override_stat";
         rustix::fs::setxattr(&path, xattr, value.as_bytes(), flags).unwrap();
     }
-    // Where such xattrs count, there is no index.
-    let layers = Overlay::open(&MountOptions::new(u.lowers.clone())).unwrap();
-    assert!(layers.build_index().unwrap().is_none());
-    u.ownership.overrides = Overrides::No;
+    // No file stands for a directory, whatever its xattr says.
     u.indexed = true;
     u.remount();
     assert_eq!(u.tell(), ["a=forged", "b/", "b/one=1", "c/", "c/two=2"]);
+    u.ownership.overrides = Overrides::No;
+    u.remount();
+    assert_eq!(u.tell(), ["a=forged", "b/", "b/one=1", "c/", "c/two=2"]);
+}
+
+#[test]
+fn owners_out_of_xattrs_are_in_the_index_that_says_so() {
+    let mut u = Union::new(&["dev= f=1"]);
+    let flags = rustix::fs::XattrFlags::empty();
+    for (name, value) in [("", "0:0:0755"), ("dev", "3:4:0640:char-1-3"), ("f", "7:8:4711")] {
+        let path = u.lowers[0].join(name);
+        rustix::fs::setxattr(&path, "user.containers.override_stat", value.as_bytes(), flags)
+            .unwrap();
+    }
+    let mut options = MountOptions::new(u.lowers.clone());
+    options.ownership.overrides =
+        Overrides::In(plyfs::layers::override_stat::OverrideXattr::Containers);
+    let built = Overlay::open(&options).unwrap().build_index().unwrap().unwrap();
+    let path = u.dir.path().join("of-owners");
+    std::fs::write(&path, built).unwrap();
+    options.merged_index = Some(path);
+    // What they say is not asked for again.
+    for name in ["dev", "f"] {
+        let path = u.lowers[0].join(name);
+        rustix::fs::removexattr(&path, "user.containers.override_stat").unwrap();
+    }
+    let union = Overlay::open(&options).unwrap();
+    assert!(union.is_indexed_stack());
+    let shown = |name: &[u8]| union.lookup(Ino::ROOT, name).unwrap();
+    let (dev, f) = (shown(b"dev"), shown(b"f"));
+    assert_eq!(dev.kind, FileType::CharacterDevice);
+    assert_eq!((dev.stat.uid, dev.stat.gid, dev.stat.rdev), (3, 4, rustix::fs::makedev(1, 3)));
+    assert_eq!((f.stat.uid, f.stat.gid, f.stat.permissions()), (7, 8, 0o4711));
+    options.ownership.overrides = Overrides::No;
+    assert!(!Overlay::open(&options).unwrap().is_indexed_stack());
+    u.remount();
 }
