@@ -54,6 +54,9 @@ struct Found {
     stat: Stat,
 }
 
+/// Hard links that show, and the layer and path of the file of each.
+type Links = BTreeMap<Vec<u8>, (usize, Vec<u8>)>;
+
 fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     let path = path.escape_ascii().to_string();
     move |errno| Error::Io { op, path, cause: errno.into() }
@@ -143,7 +146,7 @@ impl Stack {
     }
 
     /// Hard links into layers below that show: name -> the layer and path of its file.
-    fn shown_links(&self) -> Result<BTreeMap<Vec<u8>, (usize, Vec<u8>)>> {
+    fn shown_links(&self) -> Result<Links> {
         let mut shown = BTreeMap::new();
         for (n, layer) in self.layers.iter().enumerate() {
             for (name, target) in &layer.links {
@@ -208,7 +211,7 @@ impl Built<'_> {
     }
 
     /// Copies each file once; all its names that show are links to the copy.
-    fn links(&mut self, links: &BTreeMap<Vec<u8>, (usize, Vec<u8>)>) -> Result<()> {
+    fn links(&mut self, links: &Links) -> Result<()> {
         let mut copies: HashMap<&(usize, Vec<u8>), OwnedFd> = HashMap::new();
         for (name, file) in links {
             if !copies.contains_key(file) {

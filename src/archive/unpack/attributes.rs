@@ -50,9 +50,9 @@ impl Unpacker<'_> {
         let link = |at: &Place<'_>| rustix::fs::symlinkat(&entry.link[..], at.dir, at.name);
         at.io("link", self.make(at, link, false)?)?;
         let object = at.io("open", sys::open_at(at.dir, at.name, sys::O_PATH))?;
-        let is_roots = (entry.uid, entry.gid) == (0, 0);
+        let needs_xattr = (entry.uid, entry.gid) != (0, 0) || !entry.xattrs.is_empty();
         let has_owner = self.chown(at, object.as_fd(), (entry.uid, entry.gid))?;
-        if !has_owner && !(is_roots && entry.xattrs.is_empty()) {
+        if !has_owner && needs_xattr {
             at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()))?;
             return self.stand_in(at, entry, FileType::Symlink, 0);
         }
