@@ -233,6 +233,7 @@ impl<'a> Load<'a> {
         let inherited = self.build_inherited(images)?;
         let records = self.write_records(images, &inherited)?;
         self.keep_blobs(images)?;
+        self.source.discard_copy()?;
         sync(self.staging.path())?;
         let lock = self.store.lock()?;
         for diff in images.iter().flat_map(|image| &image.diffs) {
@@ -250,7 +251,7 @@ impl<'a> Load<'a> {
             self.store.add_chain(built, record)?;
         }
         self.publish_blobs(images)?;
-        self.store.sync_names()?;
+        self.store.sync_names(&["layers", "image/layerdb/sha256"])?;
         let mut report = Report { images: Vec::new(), left_out };
         for Image { plan, .. } in images {
             let id = self.store.add_image_locked(&lock, &plan.config, &plan.names)?;

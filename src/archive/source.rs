@@ -34,6 +34,8 @@ pub(super) enum Source {
     Archive {
         /// The tar.
         file: File,
+        /// Whether it is a copy, which ends with the load.
+        is_copy: bool,
         /// Path -> what is there.
         entries: HashMap<Vec<u8>, Part>,
         /// What documents may take.
@@ -76,7 +78,7 @@ impl Source {
                 let len = if is_file { file.read_at(&mut block, 0).map_err(failed)? } else { 0 };
                 if len == BLOCK && begins_tar(&block) {
                     let entries = index(&file, limits)?;
-                    return Ok(Self::Archive { file, entries, limits });
+                    return Ok(Self::Archive { file, is_copy: false, entries, limits });
                 }
                 Box::new(file)
             }
@@ -92,13 +94,13 @@ impl Source {
         let mut whole = io::Cursor::new(block).chain(plain);
         copy(&mut whole, &mut file, staging, limits)?;
         let entries = index(&file, limits)?;
-        Ok(Self::Archive { file, entries, limits })
+        Ok(Self::Archive { file, is_copy: true, entries, limits })
     }
 
     /// A source of one part, called "layer": a tar that may be compressed.
     pub(super) fn single(input: Input<'_>, staging: &Path, limits: Limits) -> Result<Self> {
-        let file = match input {
-            Input::File(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => file,
+        let (file, is_copy) = match input {
+            Input::File(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => (file, false),
             Input::File(file) => {
                 return Self::single(Input::Stream(Box::new(file)), staging, limits);
             }
@@ -106,12 +108,22 @@ impl Source {
                 let failed = |e| Error::io("write", staging.display(), e);
                 let mut file = tempfile::tempfile_in(staging).map_err(failed)?;
                 copy(&mut stream, &mut file, staging, limits)?;
-                file
+                (file, true)
             }
         };
         let size = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
         let entries = [(b"layer".to_vec(), Part::Data { offset: 0, size })].into();
-        Ok(Self::Archive { file, entries, limits })
+        Ok(Self::Archive { file, is_copy, entries, limits })
+    }
+
+    /// Everything was read: a copy need not reach the disk.
+    pub(super) fn discard_copy(&self) -> Result<()> {
+        match self {
+            Self::Archive { file, is_copy: true, .. } => {
+                file.set_len(0).map_err(|e| Error::io("truncate", "the archive's copy", e))
+            }
+            Self::Archive { .. } | Self::Layout { .. } => Ok(()),
+        }
     }
 
     fn limits(&self) -> Limits {

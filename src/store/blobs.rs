@@ -40,7 +40,16 @@ impl Store {
         if self.diff_of_blob(blob)? == Some(*diff) {
             return Ok(());
         }
-        self.write_atomically(&self.known_blobs_dir().join(blob.hex()), diff.to_string().as_bytes())
+        // Not synced: what a crash leaves of it makes no sense, and is passed over.
+        let dir = self.known_blobs_dir();
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(&dir)?;
+            let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;
+            std::io::Write::write_all(&mut file, diff.to_string().as_bytes())?;
+            file.persist(dir.join(blob.hex())).map_err(|e| e.error)?;
+            Ok(())
+        };
+        write().map_err(io_error("write", &dir))
     }
 
     /// Brings blobs into the store that were verified and synced in the directory `from`.

@@ -113,6 +113,7 @@ impl Store {
             names.iter().for_each(|name| known.add(name, &id));
             self.write_repositories(&known)?;
         }
+        self.sync_names(&["image/imagedb/content/sha256", "image"])?;
         Ok(id)
     }
 
@@ -145,13 +146,18 @@ impl Store {
 
     /// Keeps the image from being removed for as long as the file is open, also in a child process.
     pub fn hold_image(&self, id: &ImageId) -> Result<File> {
+        use std::os::unix::fs::MetadataExt;
         let path = self.image_path(id);
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        rustix::fs::flock(&file, FlockOperation::LockShared)
-            .map_err(|errno| io_error("lock", &path)(errno.into()))?;
-        // It may have been removed between the two.
-        fs::metadata(&path).map_err(io_error("open", &path))?;
-        Ok(file)
+        loop {
+            let file = File::open(&path).map_err(io_error("open", &path))?;
+            rustix::fs::flock(&file, FlockOperation::LockShared)
+                .map_err(|errno| io_error("lock", &path)(errno.into()))?;
+            // It may have been removed between the two, and loaded again.
+            let held = file.metadata().map_err(io_error("stat", &path))?;
+            if fs::metadata(&path).map_err(io_error("open", &path))?.ino() == held.ino() {
+                return Ok(file);
+            }
+        }
     }
 
     /// All images, one entry per name, the newest first.

@@ -180,9 +180,9 @@ impl Store {
         self.link_short_name(&chain.hex())
     }
 
-    /// Makes renames into the store last.
-    pub(crate) fn sync_names(&self) -> Result<()> {
-        for dir in ["layers", "image/layerdb/sha256"] {
+    /// Makes renames into directories of the store last.
+    pub(crate) fn sync_names(&self, dirs: &[&str]) -> Result<()> {
+        for dir in dirs {
             let path = self.root.join(dir);
             let sync = File::open(&path).and_then(|dir| dir.sync_all());
             sync.map_err(io_error("sync", &path))?;

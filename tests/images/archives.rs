@@ -51,6 +51,15 @@ impl Place {
             .collect()
     }
 
+    /// Loads an archive.
+    #[track_caller]
+    pub fn load_bytes(&self, archive: &[u8]) {
+        let path = self.path("archive");
+        std::fs::write(&path, archive).unwrap();
+        run(self.plyfs().arg("load").arg(&path));
+        std::fs::remove_file(&path).unwrap();
+    }
+
     /// How many layers the store has, without what stacks inherit.
     pub fn layers(&self) -> usize {
         let homes = std::fs::read_dir(self.path("store/layers")).unwrap();

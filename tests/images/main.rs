@@ -7,6 +7,8 @@ mod common;
 mod archives;
 mod bad_images;
 mod containers;
+mod faults;
 mod flatten;
 mod shown;
+mod store;
 mod third_party;
