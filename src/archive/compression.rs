@@ -1,6 +1,8 @@
 //! Compressed streams, told by their magic.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Error, Result};
 
@@ -23,6 +25,12 @@ pub const MAGIC_LEN: usize = 6;
 const XZ_MEMORY: u64 = 256 << 20;
 /// Bytes read at a time.
 const BUFFER_SIZE: usize = 128 * 1024;
+/// Window of a Zstandard frame, in bytes, above which only one is unpacked at a time: what a
+/// decoder keeps in memory. (`zstd -19` has 8 MiB, `--ultra -22` 128.)
+const LARGE_WINDOW: u64 = 8 << 20;
+
+/// Held by the decoder that has a large window.
+static ONE_LARGE_WINDOW: Mutex<()> = Mutex::new(());
 
 /// Tells the compression of a stream by its first [`MAGIC_LEN`] bytes.
 pub fn sniff(magic: &[u8]) -> Compression {
@@ -68,7 +76,13 @@ pub(super) fn decode<'a>(
     Ok(match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(whole).map_err(failed)?),
+        Compression::Zstd => {
+            let mut whole = whole;
+            let begin = whole.fill_buf().map_err(|e| Error::io("read", what, e))?;
+            let alone = (window_of(begin) > LARGE_WINDOW).then(|| ONE_LARGE_WINDOW.lock());
+            let decoder = zstd::Decoder::with_buffer(whole).map_err(failed)?;
+            Box::new(Alone { decoder, _alone: alone })
+        }
         Compression::Xz => {
             let stream = liblzma::stream::Stream::new_stream_decoder(
                 XZ_MEMORY,
@@ -78,6 +92,33 @@ pub(super) fn decode<'a>(
             Box::new(liblzma::bufread::XzDecoder::new_stream(whole, stream))
         }
     })
+}
+
+/// The window of the Zstandard frame that begins so (RFC 8878, 3.1.1.1); 0 if it does not tell.
+fn window_of(frame: &[u8]) -> u64 {
+    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = frame else { return 0 };
+    let little_endian = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+    if descriptor & 0x20 == 0 {
+        let Some(window) = rest.first().map(|b| u64::from(*b)) else { return 0 };
+        let base = 1 << (10 + (window >> 3));
+        return base + base / 8 * (window & 7);
+    }
+    // A single segment: the window is the whole content.
+    let dictionary_id = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size_len = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    rest.get(dictionary_id..dictionary_id + size_len).map_or(0, little_endian)
+}
+
+/// A decoder that may be the only one of its size.
+struct Alone<R> {
+    decoder: R,
+    _alone: Option<MutexGuard<'static, ()>>,
+}
+
+impl<R: Read> Read for Alone<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buffer)
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +156,25 @@ mod tests {
             decoder(&form[..], "it").unwrap().read_to_end(&mut plain).unwrap();
             assert_eq!(plain, b"hello world");
         }
+    }
+
+    #[test]
+    fn windows_are_known_beforehand() {
+        let whole = zstd::encode_all(&[7; 100_000][..], 1).unwrap();
+        assert!((1..1 << 20).contains(&window_of(&whole)), "{}", window_of(&whole));
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.set_parameter(zstd::zstd_safe::CParameter::WindowLog(27)).unwrap();
+        encoder.write_all(&[7; 1000]).unwrap();
+        let large = encoder.finish().unwrap();
+        assert_eq!(window_of(&large), 128 << 20);
+        // Two at once would wait for each other for ever, if the first were not let go of.
+        for _ in 0..2 {
+            let mut plain = Vec::new();
+            decoder(&large[..], "it").unwrap().read_to_end(&mut plain).unwrap();
+            assert_eq!(plain, [7; 1000]);
+        }
+        assert_eq!(window_of(b""), 0);
+        assert_eq!(window_of(&[0x28, 0xb5, 0x2f, 0xfd]), 0);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub const MAX_RATIO: u64 = 250;
 /// Bytes of one manifest, index or config.
 pub const MAX_DOCUMENT: u64 = 8 << 20;
 /// Uncompressed bytes that no ratio is asked of: a small layer is no bomb, however it is packed.
-pub const RATIO_FREE: u64 = 256 << 20;
+pub const RATIO_FREE: u64 = 64 << 20;
 
 /// The limits of one load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

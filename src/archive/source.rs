@@ -16,6 +16,8 @@ use crate::sys;
 
 /// Links to links in an archive that are followed, at most.
 const MAX_LINKS: usize = 16;
+/// Files in an archive (not in its layers), at most: their names are kept in memory.
+const MAX_PARTS: usize = 100_000;
 /// Bytes that are read ahead while an archive is indexed: a header, and what follows a short one.
 const INDEX_BUFFER: usize = 8192;
 
@@ -284,6 +286,9 @@ fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
             _ => continue,
         };
         entries.insert(path, part);
+        if entries.len() > MAX_PARTS {
+            return Err(Error::Unsupported(format!("the archive has over {MAX_PARTS} files")));
+        }
     }
     Ok(entries)
 }
