@@ -188,6 +188,7 @@ impl Store {
     }
 
     /// Writes a small file so that a reader sees the old or the new content, also after a crash.
+    /// The caller has the store's lock: what others find in `tmp/` is a killed process's.
     pub(crate) fn write_atomically(&self, path: &Path, content: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(self.root.join("tmp"))?;

@@ -31,7 +31,10 @@ impl Store {
             .map_err(|error| error.to_string())
             .and_then(|union| union.build_index().map_err(|error| error.to_string()));
         let written = built.and_then(|index| {
-            let write = |index: Vec<u8>| self.write_atomically(&path, &index);
+            let write = |index: Vec<u8>| {
+                let _lock = self.lock()?;
+                self.write_atomically(&path, &index)
+            };
             index.map(write).transpose().map_err(|error| error.to_string())
         });
         match written {

@@ -7,15 +7,11 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
 use super::digest::DiffId;
 use super::{Result, Store, io_error};
-
-/// Age from which a small file in ROOT/tmp is a killed process's.
-const OLD: Duration = Duration::from_secs(3600);
 
 /// A directory below ROOT/tmp; what is still in it goes on drop.
 #[derive(Debug)]
@@ -91,23 +87,19 @@ impl Store {
         self.remove_abandoned(&self.root.join("tmp"))
     }
 
-    /// Removes directories that nobody has locked, and small files (they exist for a moment
-    /// and are not locked) that are old.
+    /// Removes directories that nobody has locked, and small files, which exist only while somebody
+    /// has the store's lock, as the caller has it now.
     fn remove_abandoned(&self, tmp: &Path) -> Result<()> {
         for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))? {
             let path = entry.map_err(io_error("read", tmp))?.path();
             let Ok(held) = File::open(&path) else { continue }; // gone since
             let is_dir = path.is_dir();
-            let abandoned = if is_dir {
-                rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok()
-            } else {
-                let modified = held.metadata().and_then(|meta| meta.modified());
-                modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > OLD))
-            };
-            if abandoned {
-                let removed = if is_dir { remove_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(io_error("remove", &path))?;
+            let lock = FlockOperation::NonBlockingLockExclusive;
+            if is_dir && rustix::fs::flock(&held, lock).is_err() {
+                continue;
             }
+            let removed = if is_dir { remove_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(io_error("remove", &path))?;
         }
         Ok(())
     }
