@@ -33,8 +33,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use attributes::DirAttributes;
-pub(super) use directories::Directories;
-use directories::Directory;
+use directories::{Directories, Directory};
 pub(crate) use replaced::Replaced;
 
 use super::limits::{Limits, Name};
@@ -127,7 +126,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
 }
 
 /// Splits a path into its parent and its last component; `None` for the root itself.
-pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     match path.iter().rposition(|b| *b == b'/') {
         _ if path.is_empty() => None,
         Some(at) => Some((&path[..at], &path[at + 1..])),
@@ -140,7 +139,7 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The path relative to the root, without `.` and empty components.
-pub(super) fn relative(path: &[u8], limits: Limits) -> Result<Vec<u8>> {
+fn relative(path: &[u8], limits: Limits) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|b| *b == b'/') {
         match part {
