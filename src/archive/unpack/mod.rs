@@ -363,15 +363,22 @@ impl Unpacker<'_> {
             result => at.io("link", result)?,
         }
         if let Some(below) = self.links.get(&target).cloned() {
-            self.links.insert(at.path.to_vec(), below);
+            self.note_link(at, below);
         }
         Ok(())
     }
 
     fn link_below(&mut self, at: &Place<'_>, target: &[u8]) -> Result<()> {
         self.create(at)?;
-        self.links.insert(at.path.to_vec(), target.to_vec());
+        self.note_link(at, target.to_vec());
         Ok(())
+    }
+
+    /// A mark is one whatever it contains: it is no name of the file below.
+    fn note_link(&mut self, at: &Place<'_>, below: Vec<u8>) {
+        if marks::meaning(at.name) == marks::Meaning::Name {
+            self.links.insert(at.path.to_vec(), below);
+        }
     }
 }
 
