@@ -52,7 +52,9 @@ impl Unpacker<'_> {
         let object = at.io("open", sys::open_at(at.dir, at.name, sys::O_PATH))?;
         let is_roots = (entry.uid, entry.gid) == (0, 0);
         let has_owner = self.chown(at, object.as_fd(), (entry.uid, entry.gid))?;
-        if !has_owner && !(is_roots && entry.xattrs.is_empty()) {
+        // An ordinary user's own is not root's either.
+        let is_known = has_owner && rustix::process::geteuid().is_root();
+        if !is_known && !(is_roots && entry.xattrs.is_empty()) {
             at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()))?;
             return self.stand_in(at, entry, FileType::Symlink, 0);
         }
