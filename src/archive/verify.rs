@@ -1,10 +1,10 @@
 //! Whether a layer on disk is what its DiffID says: its tar is written again, hashed, and read
 //! beside the files.
 
-use std::collections::HashSet;
-use std::io::{self, Read};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::thread;
 
 use sha2::Sha256;
@@ -12,7 +12,8 @@ use sha2::Sha256;
 use super::limits::Limits;
 use super::pack::{Off, Packer};
 use super::tar::{Entry, Kind, Reader};
-use super::unpack::{Directories, Replaced, relative, split};
+use super::tar_split::{Piece, Pieces};
+use super::unpack::Replaced;
 use super::{Error, Result};
 use crate::layers::override_stat::OverrideXattr;
 use crate::layers::private_xattr;
@@ -64,8 +65,11 @@ pub fn verify_layer(store: &Store, diff: &DiffId) -> Result<Vec<Finding>> {
 
 /// Compares entries of a tar with what was unpacked.
 struct Checker {
-    diff: std::path::PathBuf,
-    directories: Directories,
+    root: OwnedFd,
+    /// Where each entry was unpacked.
+    record: Pieces<BufReader<File>>,
+    /// Directories so far: a later entry may list one again, or replace it.
+    directories: BTreeMap<Vec<u8>, Entry>,
     replaced: Replaced,
     /// Files that stand for hard links into layers below.
     links: HashSet<Vec<u8>>,
@@ -80,11 +84,14 @@ impl Checker {
         let failed = |e: Errno| Error::io("open", files.diff().display(), e.into());
         let root = sys::open_dir(&files.diff()).map_err(failed)?;
         let overrides = OverrideXattr::of_layer(root.as_fd()).map_err(failed)?;
+        let record = File::open(files.tar_split())
+            .map_err(|e| Error::io("open", files.tar_split().display(), e))?;
         let replaced = Replaced::read(files.home())
             .map_err(|e| Error::io("read", files.home().display(), e))?;
         Ok(Self {
-            diff: files.diff(),
-            directories: Directories::new(root),
+            root,
+            record: Pieces::new(BufReader::new(record)),
+            directories: BTreeMap::new(),
             replaced,
             links: files.links()?.into_keys().collect(),
             overrides,
@@ -99,7 +106,7 @@ impl Checker {
         let mut reader = Reader::new(Hashing { inner: tar, hash: Sha256::default() }, limits);
         loop {
             match reader.next_entry() {
-                Ok(Some(entry)) => self.check_entry(&entry)?,
+                Ok(Some(entry)) => self.check_entry(entry)?,
                 Ok(None) => break,
                 Err(error) => {
                     let reason = format!("its record is damaged: {error}");
@@ -108,42 +115,53 @@ impl Checker {
                 }
             }
         }
+        for (path, entry) in std::mem::take(&mut self.directories) {
+            self.check_object(&entry, &path)?;
+        }
         let mut hashing = reader.into_inner();
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| Error::io("read", "the layer", e))?;
-        let diff = self.diff.clone();
-        self.find_strangers(&diff, &mut Vec::new())?;
+        self.find_strangers(&mut Vec::new())?;
         Ok((DiffId(Digest::from_hash(hashing.hash)), self.findings))
     }
 
-    fn check_entry(&mut self, entry: &Entry) -> Result<()> {
-        let path = relative(&entry.path, Limits::none())?;
-        let (dir, name, path) = match split(&path) {
-            None => (None, &b""[..], Vec::new()),
-            Some((parent, name)) => {
-                let Some(dir) = self.directories.find(parent)? else {
-                    self.off(&path, "its directory is missing");
-                    return Ok(());
-                };
-                let path = match &dir.path[..] {
-                    b"" => name.to_vec(),
-                    dir => [dir, b"/", name].concat(),
-                };
-                (Some(dir), name, path)
-            }
+    fn check_entry(&mut self, entry: Entry) -> Result<()> {
+        let Some(path) = self.next_place()? else {
+            self.off(&entry.path, "the record has no place for it");
+            return Ok(());
         };
         self.known.insert(path.clone());
-        let was_replaced = entry.kind != Kind::Directory && self.replaced.next(&path).is_some();
-        if was_replaced || self.links.contains(&path) {
+        if entry.kind == Kind::Directory {
+            self.directories.insert(path, entry);
             return Ok(());
         }
-        let object = match &dir {
-            Some(dir) => sys::open_at(dir.fd.as_fd(), name, sys::O_PATH),
-            None => sys::reopen(self.directories.root(), rustix::fs::OFlags::PATH),
-        };
-        match object {
-            Ok(object) => self.compare(entry, &path, &object),
-            Err(Errno::NOENT) => {
-                self.off(&path, "it is missing");
+        if self.directories.remove(&path).is_some() {
+            let below = [&path, &b"/"[..]].concat();
+            self.directories.retain(|path, _| !path.starts_with(&below));
+        }
+        if self.replaced.next(&path).is_some() || self.links.contains(&path) {
+            return Ok(());
+        }
+        self.check_object(&entry, &path)
+    }
+
+    /// Where the next entry was unpacked; the root is an empty path.
+    fn next_place(&mut self) -> Result<Option<Vec<u8>>> {
+        for piece in &mut self.record {
+            if let Piece::File(file) =
+                piece.map_err(|e| Error::io("read", "tar-split.json.gz", e))?
+            {
+                let path = file.path.strip_suffix(b"/").unwrap_or(&file.path);
+                return Ok(Some(if path == b"." { Vec::new() } else { path.to_vec() }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_object(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        match sys::open_beneath(self.root.as_fd(), path, sys::O_PATH) {
+            Ok(object) => self.compare(entry, path, &object),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                self.off(path, "it is missing");
                 Ok(())
             }
             Err(errno) => Err(Error::io("open", path.escape_ascii(), errno.into())),
@@ -190,24 +208,28 @@ impl Checker {
     }
 
     /// What is there though no entry made it.
-    fn find_strangers(&mut self, dir: &Path, at: &mut Vec<u8>) -> Result<()> {
-        use std::os::unix::ffi::OsStrExt;
-        let failed = |e| Error::io("read", dir.display(), e);
-        for entry in std::fs::read_dir(dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+    fn find_strangers(&mut self, at: &mut Vec<u8>) -> Result<()> {
+        let dir = sys::open_beneath(self.root.as_fd(), at, sys::O_DIRECTORY);
+        let entries = dir.and_then(|dir| sys::read_dir(dir.as_fd()));
+        for entry in entries.map_err(|e| Error::io("read", at.escape_ascii(), e.into()))? {
             let before = at.len();
             if !at.is_empty() {
                 at.push(b'/');
             }
-            at.extend_from_slice(entry.file_name().as_bytes());
+            at.extend_from_slice(&entry.name);
             if !self.known.contains(&at[..]) {
                 self.off(at, "the layer has no such file");
-            } else if entry.file_type().map_err(failed)?.is_dir() {
-                self.find_strangers(&entry.path(), at)?;
+            } else if self.is_directory(at) {
+                self.find_strangers(at)?;
             }
             at.truncate(before);
         }
         Ok(())
+    }
+
+    fn is_directory(&self, path: &[u8]) -> bool {
+        let object = sys::open_beneath(self.root.as_fd(), path, sys::O_PATH);
+        object.and_then(sys::fstat).is_ok_and(|stat| stat.kind() == FileType::Directory)
     }
 }
 

@@ -145,18 +145,67 @@ impl Stack {
         })
     }
 
-    /// Hard links into layers below that show: name -> the layer and path of its file.
+    /// Names that show a file which a hard link from a layer above leads to, and the layer and
+    /// path of that file: the links, and the other names that it has in its own layer.
     fn shown_links(&self) -> Result<Links> {
         let mut shown = BTreeMap::new();
+        // By layer: files with several names, of which one stands for all.
+        let mut several: BTreeMap<usize, HashMap<u64, Vec<u8>>> = BTreeMap::new();
         for (n, layer) in self.layers.iter().enumerate() {
             for (name, target) in &layer.links {
-                let file = self.resolve(n, target)?;
-                if self.shows(n, name)? {
-                    shown.insert(name.clone(), file);
+                let (at, mut path) = self.resolve(n, target)?;
+                if !self.shows(n, name)? {
+                    continue;
                 }
+                let stat = self.stat(at, &path)?;
+                if stat.nlink > 1 {
+                    path = several.entry(at).or_default().entry(stat.ino).or_insert(path).clone();
+                }
+                shown.insert(name.clone(), (at, path));
             }
         }
+        for (layer, files) in &several {
+            self.add_other_names(*layer, files, &mut Vec::new(), &mut shown)?;
+        }
         Ok(shown)
+    }
+
+    /// Adds names in a layer's directory, and below it, that show one of these files (by inode).
+    fn add_other_names(
+        &self,
+        layer: usize,
+        files: &HashMap<u64, Vec<u8>>,
+        at: &mut Vec<u8>,
+        shown: &mut Links,
+    ) -> Result<()> {
+        let root = self.layers[layer].root.as_fd();
+        let dir = sys::open_beneath(root, at, sys::O_DIRECTORY).map_err(failed("open", at))?;
+        let entries = sys::read_dir(dir.as_fd()).map_err(failed("read", at))?;
+        drop(dir);
+        for entry in entries {
+            let before = at.len();
+            if !at.is_empty() {
+                at.push(b'/');
+            }
+            at.extend_from_slice(&entry.name);
+            let stat = self.stat(layer, at)?;
+            if stat.kind() == FileType::Directory {
+                self.add_other_names(layer, files, at, shown)?;
+            } else if let Some(path) = files.get(&stat.ino)
+                && path != at
+                && marks::meaning(&entry.name) == marks::Meaning::Name
+                && self.shows(layer, at)?
+            {
+                shown.insert(at.clone(), (layer, path.clone()));
+            }
+            at.truncate(before);
+        }
+        Ok(())
+    }
+
+    fn stat(&self, layer: usize, path: &[u8]) -> Result<Stat> {
+        let object = sys::open_beneath(self.layers[layer].root.as_fd(), path, sys::O_PATH);
+        object.and_then(sys::fstat).map_err(failed("stat", path))
     }
 
     fn shows(&self, layer: usize, path: &[u8]) -> Result<bool> {

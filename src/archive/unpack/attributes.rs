@@ -52,7 +52,9 @@ impl Unpacker<'_> {
         let object = at.io("open", sys::open_at(at.dir, at.name, sys::O_PATH))?;
         let needs_xattr = (entry.uid, entry.gid) != (0, 0) || !entry.xattrs.is_empty();
         let has_owner = self.chown(at, object.as_fd(), (entry.uid, entry.gid))?;
-        if !has_owner && needs_xattr {
+        // Beside owners that are kept aside no real symlink tells its own.
+        let is_known = has_owner && self.may_set_all;
+        if !is_known && needs_xattr {
             at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()))?;
             return self.stand_in(at, entry, FileType::Symlink, 0);
         }

@@ -33,8 +33,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use attributes::DirAttributes;
-pub(super) use directories::Directories;
-use directories::Directory;
+use directories::{Directories, Directory};
 pub(crate) use replaced::Replaced;
 
 use super::limits::{Limits, Name};
@@ -77,6 +76,8 @@ struct Unpacker<'a> {
     /// Files that stand for hard links into layers below, and their targets.
     links: BTreeMap<Vec<u8>, Vec<u8>>,
     replaced: replaced::Keeper<'a>,
+    /// Whether who loads may set all attributes there are.
+    may_set_all: bool,
     /// Whether something is kept in an override xattr.
     has_overrides: bool,
     buffer: Vec<u8>,
@@ -98,6 +99,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
         implied: BTreeSet::from([Vec::new()]),
         links: BTreeMap::new(),
         replaced: replaced::Keeper::new(home),
+        may_set_all: rustix::process::geteuid().is_root() && sys::is_in_first_user_namespace(),
         has_overrides: false,
         buffer: vec![0; BUFFER_SIZE],
         done: Unpacked::default(),
@@ -127,7 +129,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
 }
 
 /// Splits a path into its parent and its last component; `None` for the root itself.
-pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     match path.iter().rposition(|b| *b == b'/') {
         _ if path.is_empty() => None,
         Some(at) => Some((&path[..at], &path[at + 1..])),
@@ -140,7 +142,7 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The path relative to the root, without `.` and empty components.
-pub(super) fn relative(path: &[u8], limits: Limits) -> Result<Vec<u8>> {
+fn relative(path: &[u8], limits: Limits) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|b| *b == b'/') {
         match part {
@@ -364,15 +366,22 @@ impl Unpacker<'_> {
             result => at.io("link", result)?,
         }
         if let Some(below) = self.links.get(&target).cloned() {
-            self.links.insert(at.path.to_vec(), below);
+            self.note_link(at, below);
         }
         Ok(())
     }
 
     fn link_below(&mut self, at: &Place<'_>, target: &[u8]) -> Result<()> {
         self.create(at)?;
-        self.links.insert(at.path.to_vec(), target.to_vec());
+        self.note_link(at, target.to_vec());
         Ok(())
+    }
+
+    /// A mark is one whatever it contains: it is no name of the file below.
+    fn note_link(&mut self, at: &Place<'_>, below: Vec<u8>) {
+        if marks::meaning(at.name) == marks::Meaning::Name {
+            self.links.insert(at.path.to_vec(), below);
+        }
     }
 }
 
