@@ -8,5 +8,7 @@ mod archives;
 mod bad_images;
 mod containers;
 mod flatten;
+mod hostile;
+mod limits;
 mod shown;
 mod third_party;
