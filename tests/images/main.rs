@@ -9,6 +9,8 @@ mod bad_images;
 mod containers;
 mod faults;
 mod flatten;
+mod hostile;
+mod limits;
 mod shown;
 mod store;
 mod third_party;

@@ -89,7 +89,7 @@ fn node(path: &Path) -> (u64, Node) {
 }
 
 /// All xattrs but those that the host's security modules add.
-fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap_or(OsStr::new(".")));
     let dir = plyfs::sys::open_dir(dir).unwrap();
     let fd = plyfs::sys::open_at(dir.as_fd(), name.as_bytes(), plyfs::sys::O_PATH).unwrap();
