@@ -6,12 +6,14 @@ mod common;
 
 mod archives;
 mod bad_images;
+mod compressed;
 mod containers;
 mod duplicates;
 mod faults;
 mod flatten;
 mod formats;
 mod layer_rules;
+mod manifests;
 mod place;
 mod rich_dir;
 mod shown;
