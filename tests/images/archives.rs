@@ -1,86 +1,17 @@
 //! The project's own images, in every form of archive.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::common::is_root;
-use crate::common::mounted::{plyfs, run, unmount_if_mounted};
+use crate::common::mounted::run;
 use crate::flatten::flatten;
 use crate::need_mount;
+pub use crate::place::Place;
 use crate::shown::expect_tree;
-
-/// A store and a mountpoint in a temporary directory.
-pub struct Place {
-    pub dir: tempfile::TempDir,
-}
-
-impl Place {
-    pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("m")).unwrap();
-        Self { dir }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    pub fn mountpoint(&self) -> PathBuf {
-        self.path("m")
-    }
-
-    pub fn plyfs(&self) -> Command {
-        let mut command = plyfs();
-        command.env("PLYFS_ROOT", self.path("store"));
-        command
-    }
-
-    /// Loads a file; what the images are called, `NAME:TAG` or an ID.
-    #[track_caller]
-    pub fn load(&self, file: &Path) -> Vec<String> {
-        let out = run(self.plyfs().arg("load").arg(file));
-        out.lines()
-            .map(|line| {
-                let line = line.strip_prefix("Loaded image").unwrap();
-                line.strip_prefix(" ID: ").or(line.strip_prefix(": ")).unwrap().to_owned()
-            })
-            .collect()
-    }
-
-    /// Loads an archive.
-    #[track_caller]
-    pub fn load_bytes(&self, archive: &[u8]) {
-        let path = self.path("archive");
-        std::fs::write(&path, archive).unwrap();
-        run(self.plyfs().arg("load").arg(&path));
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    /// How many layers the store has, without what stacks inherit.
-    pub fn layers(&self) -> usize {
-        let homes = std::fs::read_dir(self.path("store/layers")).unwrap();
-        homes
-            .filter(|home| home.as_ref().unwrap().path().join("tar-split.json.gz").exists())
-            .count()
-    }
-
-    /// Mounts an image read-only, runs `check` on the tree, unmounts.
-    pub fn with_image(&self, image: &str, check: impl FnOnce(&Path)) {
-        run(self.plyfs().args(["mount", "--read-only", image]).arg(self.mountpoint()));
-        check(&self.mountpoint());
-        run(self.plyfs().arg("umount").arg(self.mountpoint()));
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        unmount_if_mounted(&self.mountpoint());
-    }
-}
 
 /// Builds a layer's tar.
 #[derive(Default)]
@@ -247,7 +178,7 @@ pub fn gzip(data: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn zstd(data: &[u8]) -> Vec<u8> {
+pub fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::encode_all(data, 3).unwrap()
 }
 

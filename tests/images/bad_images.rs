@@ -9,7 +9,7 @@ use crate::common::mounted::{fails, run};
 
 /// Loading it fails with a line that holds `expected`; the store is as empty as before.
 #[track_caller]
-fn refused(archive: &[u8], expected: &str) {
+pub fn refused(archive: &[u8], expected: &str) {
     let place = Place::new();
     std::fs::write(place.path("image"), archive).unwrap();
     let line = fails(place.plyfs().arg("load").arg(place.path("image")));
@@ -109,6 +109,15 @@ fn layers_that_reach_outside() {
     run(place.plyfs().arg("load").arg(place.path("image")));
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
+}
+
+#[test]
+fn owners_that_no_file_can_have() {
+    for owner in [(u64::from(u32::MAX), 0), (0, u64::from(u32::MAX)), (1 << 40, 0)] {
+        let kind = tar::EntryType::Regular;
+        let layer = Layer::default().entry(kind, b"f", b"", 0o4755, owner, b"", &[]);
+        refused(&tar_of(&docker_files("x", &[layer.tar()])), "bad tar entry f");
+    }
 }
 
 #[test]

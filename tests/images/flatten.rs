@@ -18,7 +18,7 @@ pub struct Node {
 }
 
 /// Paths and the nodes that they name; hard links name the same.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tree {
     pub paths: BTreeMap<Vec<u8>, usize>,
     pub nodes: Vec<Node>,
@@ -28,8 +28,11 @@ pub struct Tree {
 pub fn flatten(layers: &[Vec<u8>]) -> Tree {
     let mut tree = Tree::default();
     for layer in layers {
+        let below = tree.paths.clone();
         tree.apply_marks(layer);
-        tree.apply_entries(layer);
+        for (path, at) in tree.own_entries(layer, &below) {
+            tree.put(path, at);
+        }
     }
     tree
 }
@@ -49,12 +52,24 @@ fn name(path: &[u8]) -> &[u8] {
     path.rsplit(|b| *b == b'/').next().unwrap()
 }
 
+/// Whether a path is one of the private files of AUFS that old layers hold.
+fn is_of_aufs(path: &[u8]) -> bool {
+    path.split(|b| *b == b'/').any(|name| name.starts_with(b".wh..wh.") && name != b".wh..wh..opq")
+}
+
 impl Tree {
+    pub fn get(&self, path: &[u8]) -> Option<&Node> {
+        self.paths.get(path).map(|at| &self.nodes[*at])
+    }
+
     /// Whiteouts act on the layers below, wherever they stand in the tar.
     fn apply_marks(&mut self, layer: &[u8]) {
         let mut archive = tar::Archive::new(layer);
         for entry in archive.entries().unwrap() {
             let path = clean(&entry.unwrap().path_bytes());
+            if is_of_aufs(&path) {
+                continue;
+            }
             let dir = parent(&path);
             match name(&path).strip_prefix(b".wh.") {
                 Some(b".wh..opq") => self.remove_below(&dir),
@@ -77,47 +92,69 @@ impl Tree {
         self.paths.retain(|path, _| !path.starts_with(&prefix) || path.is_empty());
     }
 
-    fn apply_entries(&mut self, layer: &[u8]) {
+    /// What a layer has by itself, the last of each name; `None` for a directory that no entry
+    /// lists. A hard link leads to an earlier entry of the layer, else to what is `below`.
+    fn own_entries(
+        &mut self,
+        layer: &[u8],
+        below: &BTreeMap<Vec<u8>, usize>,
+    ) -> BTreeMap<Vec<u8>, Option<usize>> {
+        let mut own: BTreeMap<Vec<u8>, Option<usize>> = BTreeMap::new();
         let mut archive = tar::Archive::new(layer);
         for entry in archive.entries().unwrap() {
             let mut entry = entry.unwrap();
             let path = clean(&entry.path_bytes());
-            if name(&path).starts_with(b".wh.") {
-                continue;
+            for at in (0..path.len()).filter(|at| path[*at] == b'/') {
+                let is_dir = |at: &Option<usize>| at.is_none_or(|at| self.nodes[at].kind == 'd');
+                if !own.get(&path[..at]).is_some_and(is_dir) {
+                    own.insert(path[..at].to_vec(), None);
+                }
             }
-            self.imply(&parent(&path));
             let header = entry.header().clone();
-            if header.entry_type().is_hard_link() {
+            let at = if header.entry_type().is_hard_link() {
                 let target = clean(&entry.link_name_bytes().unwrap());
-                let node = self.paths[&target];
-                self.paths.insert(path, node);
-                continue;
+                let earlier = own.get(&target).copied().flatten();
+                match earlier.or(below.get(&target).copied()) {
+                    Some(at) => at,
+                    None if name(&path).starts_with(b".wh.") => continue, // a mark, whatever it is
+                    None => panic!("a hard link to nothing: {}", target.escape_ascii()),
+                }
+            } else {
+                self.nodes.push(node(&mut entry, &header));
+                self.nodes.len() - 1
+            };
+            if self.nodes[at].kind != 'd' {
+                let inside = [&path, &b"/"[..]].concat();
+                own.retain(|known, _| !known.starts_with(&inside));
             }
-            let node = node(&mut entry, &header);
-            let was_dir = self.paths.get(&path).is_some_and(|at| self.nodes[*at].kind == 'd');
-            if was_dir && node.kind != 'd' {
-                self.remove_below(&path);
-            }
-            self.nodes.push(node);
-            self.paths.insert(path, self.nodes.len() - 1);
+            own.insert(path, Some(at));
         }
+        own.retain(|path, _| !name(path).starts_with(b".wh.") && !is_of_aufs(path));
+        own
     }
 
     /// A directory that no entry lists keeps what is below, or is root's, 0755.
-    fn imply(&mut self, dir: &[u8]) {
-        if dir.is_empty() || self.paths.get(dir).is_some_and(|at| self.nodes[*at].kind == 'd') {
-            return;
+    fn put(&mut self, path: Vec<u8>, at: Option<usize>) {
+        let was_dir = self.get(&path).is_some_and(|node| node.kind == 'd');
+        let at = match at {
+            Some(at) => at,
+            None if was_dir || path.is_empty() => return,
+            None => {
+                self.nodes.push(Node {
+                    kind: 'd',
+                    mode: 0o755,
+                    owner: (0, 0),
+                    mtime: None,
+                    content: String::new(),
+                    xattrs: BTreeMap::new(),
+                });
+                self.nodes.len() - 1
+            }
+        };
+        if self.nodes[at].kind != 'd' {
+            self.remove_below(&path);
         }
-        self.imply(&parent(dir));
-        self.nodes.push(Node {
-            kind: 'd',
-            mode: 0o755,
-            owner: (0, 0),
-            mtime: None,
-            content: String::new(),
-            xattrs: BTreeMap::new(),
-        });
-        self.paths.insert(dir.to_vec(), self.nodes.len() - 1);
+        self.paths.insert(path, at);
     }
 }
 
@@ -135,7 +172,8 @@ fn node(entry: &mut tar::Entry<'_, &[u8]>, header: &tar::Header) -> Node {
         }
     }
     let link = entry.link_name_bytes().unwrap_or_default().escape_ascii().to_string();
-    let device = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
+    let number = |field: std::io::Result<Option<u32>>| field.ok().flatten().unwrap_or(0);
+    let device = (number(header.device_major()), number(header.device_minor()));
     let (kind, content) = match header.entry_type() {
         kind if kind.is_dir() => ('d', String::new()),
         kind if kind.is_symlink() => ('l', link),

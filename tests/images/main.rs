@@ -6,11 +6,18 @@ mod common;
 
 mod archives;
 mod bad_images;
+mod compressed;
 mod containers;
+mod duplicates;
 mod faults;
 mod flatten;
 mod hostile;
 mod limits;
+mod formats;
+mod layer_rules;
+mod manifests;
+mod place;
+mod rich_dir;
 mod shown;
 mod store;
 mod third_party;

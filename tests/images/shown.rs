@@ -1,104 +1,166 @@
-//! A mounted tree, compared with what must show.
+//! A real tree: read into what the flattening gives, and compared with it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use crate::common::is_root;
+use plyfs::sys::{self, FileType, Stat};
+
 use crate::flatten::{Node, Tree, digest};
 
+/// Content that who reads the tree may not see, as permissions say.
+const UNREADABLE: &str = "may not be read";
+
 /// Every path of the mount, and nothing else, shows what the tree says.
+///
+/// Who reads it may be an ordinary user: the kernel keeps files of others from it as it does
+/// anywhere. They must be there, and have the attributes that they should.
 #[track_caller]
 pub fn expect_tree(mount: &Path, expected: &Tree, what: &str) {
-    let mut shown: BTreeMap<Vec<u8>, (u64, Node)> = BTreeMap::new();
-    for entry in walkdir::WalkDir::new(mount).min_depth(1) {
-        let entry = entry.unwrap();
-        let path = entry.path().strip_prefix(mount).unwrap().as_os_str().as_bytes().to_vec();
-        shown.insert(path, node(entry.path()));
-    }
-    let wanted: Vec<_> = expected
-        .paths
-        .iter()
-        .filter(|(path, _)| !path.is_empty())
-        .map(|(path, _)| text(path))
-        .collect();
-    let found: Vec<_> = shown.keys().map(|path| text(path)).collect();
-    assert_eq!(found, wanted, "{what}: names");
-    let mut inodes: BTreeMap<usize, u64> = BTreeMap::new();
-    let mut groups: BTreeMap<u64, usize> = BTreeMap::new();
-    for (path, at) in expected.paths.iter().filter(|(path, _)| !path.is_empty()) {
-        let Some((ino, found)) = shown.get(path) else { continue };
-        let mut wanted = expected.nodes[*at].clone();
-        let mut found = found.clone();
-        if !is_root() {
-            wanted.xattrs.retain(|name, _| !name.starts_with("trusted."));
-        }
-        if wanted.mtime.is_none() {
-            found.mtime = None;
-        }
-        assert_eq!(found, wanted, "{what}: {}", text(path));
+    let shown = read_tree(mount);
+    let is_shut = |path: &[u8]| {
+        let above = (0..path.len()).filter(|at| path[*at] == b'/').map(|at| &path[..at]);
+        above.into_iter().any(|dir| shown.get(dir).is_some_and(|node| node.content == UNREADABLE))
+    };
+    let wanted: BTreeMap<_, _> = expected.paths.iter().filter(|(path, _)| !is_shut(path)).collect();
+    let names = |paths: Vec<&Vec<u8>>| paths.into_iter().map(|p| text(p)).collect::<Vec<_>>();
+    let is_below = |path: &&Vec<u8>| !path.is_empty();
+    let found = names(shown.paths.keys().filter(is_below).collect());
+    assert_eq!(found, names(wanted.keys().copied().filter(is_below).collect()), "{what}: names");
+    let mut known: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut known_back: BTreeMap<usize, usize> = BTreeMap::new();
+    for (path, at) in wanted {
+        let found_at = shown.paths[path];
+        expect_node(
+            &shown.nodes[found_at],
+            &expected.nodes[*at],
+            &format!("{what}: {}", text(path)),
+        );
         // Hard links: one node, one inode, and the other way round.
-        assert_eq!(inodes.entry(*at).or_insert(*ino), ino, "{what}: {}", text(path));
-        assert_eq!(groups.entry(*ino).or_insert(*at), at, "{what}: {}", text(path));
+        assert_eq!(*known.entry(*at).or_insert(found_at), found_at, "{what}: {}", text(path));
+        assert_eq!(known_back.entry(found_at).or_insert(*at), at, "{what}: {}", text(path));
     }
-    if let Some(at) = expected.paths.get(&b""[..]) {
-        let (_, root) = node(mount);
-        let node = &expected.nodes[*at];
-        assert_eq!((root.mode, root.owner), (node.mode, node.owner), "{what}: the root");
+}
+
+#[track_caller]
+fn expect_node(found: &Node, expected: &Node, what: &str) {
+    let (mut found, mut wanted) = (found.clone(), expected.clone());
+    if found.content == UNREADABLE {
+        let others = if wanted.kind == 'd' { 0o5 } else { 0o4 };
+        assert_ne!(
+            wanted.mode & others,
+            others,
+            "{what}: mode {:o} lets everybody in",
+            wanted.mode
+        );
+        wanted.content = UNREADABLE.to_owned();
+        wanted.xattrs.retain(|name, _| !name.starts_with("user."));
     }
+    if !rustix::process::geteuid().is_root() {
+        wanted.xattrs.retain(|name, _| !name.starts_with("trusted."));
+    }
+    if wanted.mtime.is_none() {
+        found.mtime = None;
+    }
+    assert_eq!(found, wanted, "{what}");
 }
 
 fn text(path: &[u8]) -> String {
     path.escape_ascii().to_string()
 }
 
-fn node(path: &Path) -> (u64, Node) {
-    let meta = path.symlink_metadata().unwrap();
-    let kind = meta.file_type();
-    let device = || {
-        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-        format!("{:?}", (Some(major), Some(minor)))
-    };
-    let (kind, content) = match kind {
-        k if k.is_dir() => ('d', String::new()),
-        k if k.is_symlink() => {
-            let target = std::fs::read_link(path).unwrap();
-            ('l', target.as_os_str().as_bytes().escape_ascii().to_string())
-        }
-        k if k.is_fifo() => ('p', String::new()),
-        k if k.is_char_device() => ('c', device()),
-        k if k.is_block_device() => ('b', device()),
-        _ => ('f', digest(&std::fs::read(path).unwrap())),
-    };
-    if kind == 'f' {
-        let len = content.split(' ').next().unwrap();
-        assert_eq!(meta.len().to_string(), len, "size of {}", path.display());
-    }
-    let shown = Node {
-        kind,
-        mode: meta.mode() & 0o7777,
-        owner: (meta.uid().into(), meta.gid().into()),
-        mtime: Some((meta.mtime(), meta.mtime_nsec() as u32)),
-        content,
-        xattrs: xattrs(path),
-    };
-    (meta.ino(), shown)
+/// All that lies below a directory, and the directory itself, under an empty path.
+pub fn read_tree(root: &Path) -> Tree {
+    let root = sys::open_dir(root).unwrap();
+    let (mut tree, mut known) = (Tree::default(), BTreeMap::new());
+    add(&mut tree, &mut known, root.as_fd(), Vec::new());
+    tree
 }
 
-/// All xattrs but those that the host's security modules add.
-pub fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
-    let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap_or(OsStr::new(".")));
-    let dir = plyfs::sys::open_dir(dir).unwrap();
-    let fd = plyfs::sys::open_at(dir.as_fd(), name.as_bytes(), plyfs::sys::O_PATH).unwrap();
-    let list = plyfs::sys::list_xattrs(fd.as_fd()).unwrap_or_default();
+/// Adds an object and what lies below it. Paths may be longer than any system call takes.
+fn add(
+    tree: &mut Tree,
+    known: &mut BTreeMap<(u64, u64), usize>,
+    object: BorrowedFd<'_>,
+    path: Vec<u8>,
+) {
+    let stat = sys::fstat(object).unwrap();
+    let node = *known.entry((stat.dev, stat.ino)).or_insert_with(|| {
+        tree.nodes.push(node(object, &stat, &text(&path)));
+        tree.nodes.len() - 1
+    });
+    if stat.kind() == FileType::Directory && tree.nodes[node].content != UNREADABLE {
+        for entry in sys::read_dir(object).unwrap() {
+            let path = match &path[..] {
+                b"" => entry.name.to_vec(),
+                dir => [dir, b"/", &entry.name].concat(),
+            };
+            let below = sys::open_at(object, &entry.name, sys::O_PATH);
+            let below = below.unwrap_or_else(|e| panic!("open {}: {e}", text(&path)));
+            add(tree, known, below.as_fd(), path);
+        }
+    }
+    tree.paths.insert(path, node);
+}
+
+fn node(object: BorrowedFd<'_>, stat: &Stat, what: &str) -> Node {
+    let device = || format!("{:?}", (rustix::fs::major(stat.rdev), rustix::fs::minor(stat.rdev)));
+    let (kind, content) = match stat.kind() {
+        FileType::Directory => match sys::read_dir(object) {
+            Err(sys::Errno::ACCESS) => ('d', UNREADABLE.to_owned()),
+            result => ('d', result.map(|_| String::new()).unwrap()),
+        },
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(object, c"", Vec::new()).unwrap();
+            ('l', target.to_bytes().escape_ascii().to_string())
+        }
+        FileType::Fifo => ('p', String::new()),
+        FileType::CharacterDevice => ('c', device()),
+        FileType::BlockDevice => ('b', device()),
+        _ => ('f', content(object, stat, what)),
+    };
+    Node {
+        kind,
+        mode: stat.permissions(),
+        owner: (stat.uid.into(), stat.gid.into()),
+        mtime: Some((stat.mtime.secs, stat.mtime.nanos)),
+        xattrs: xattrs(object, content == UNREADABLE),
+        content,
+    }
+}
+
+fn content(object: BorrowedFd<'_>, stat: &Stat, what: &str) -> String {
+    let file = match sys::reopen(object, sys::O_READ) {
+        Err(sys::Errno::ACCESS) => return UNREADABLE.to_owned(),
+        file => File::from(file.unwrap_or_else(|e| panic!("open {what}: {e}"))),
+    };
+    let mut data = Vec::new();
+    (&file).read_to_end(&mut data).unwrap_or_else(|e| panic!("read {what}: {e}"));
+    assert_eq!(data.len() as u64, stat.size, "size of {what}");
+    digest(&data)
+}
+
+/// The xattrs of what lies at `path`.
+pub fn xattrs_at(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap());
+    let dir = sys::open_dir(dir).unwrap();
+    let object = sys::open_at(dir.as_fd(), name.as_bytes(), sys::O_PATH).unwrap();
+    xattrs(object.as_fd(), false)
+}
+
+/// All xattrs but those that the host's security modules add, and those that may not be read.
+fn xattrs(object: BorrowedFd<'_>, is_unreadable: bool) -> BTreeMap<String, Vec<u8>> {
+    let list = sys::list_xattrs(object).unwrap_or_default();
+    let is_root = rustix::process::geteuid().is_root();
     list.split(|b| *b == 0)
         .filter(|name| !name.is_empty() && *name != b"security.selinux")
-        .filter(|name| is_root() || !name.starts_with(b"trusted.")) // the kernel's rule
+        .filter(|name| is_root || !name.starts_with(b"trusted."))
+        .filter(|name| !is_unreadable || !name.starts_with(b"user."))
         .map(|name| {
-            let value = plyfs::sys::get_xattr(fd.as_fd(), name).unwrap();
+            let value = sys::get_xattr(object, name);
+            let value = value.unwrap_or_else(|e| panic!("xattr {}: {e}", name.escape_ascii()));
             (String::from_utf8_lossy(name).into_owned(), value)
         })
         .collect()

@@ -199,6 +199,10 @@ impl<R: Read> Reader<R> {
             xattrs: pax.xattrs,
             path,
         };
+        // No file can be this one's: chown(2) takes it for "as it is".
+        if entry.uid == u32::MAX || entry.gid == u32::MAX {
+            return Err(Error::entry(&entry.path, "bad owner"));
+        }
         self.limits.check(Name::Bytes, size)?;
         self.start_data(size);
         if kind == Kind::File {

@@ -120,7 +120,7 @@ fn attributes_of_unions_have_no_effect() {
         let modes = |root: &Path| {
             let meta = |name: &str| root.join(name).symlink_metadata().unwrap();
             let modes = ["", "d", "d/high", "g"].map(|name| (meta(name).mode(), meta(name).uid()));
-            let list = crate::shown::xattrs(&root.join("g"));
+            let list = crate::shown::xattrs_at(&root.join("g"));
             (modes, list.into_keys().collect::<Vec<_>>())
         };
         arena.attack("none", &[below.clone(), plain.clone()]).shows_only(&shown);
@@ -148,7 +148,7 @@ fn attributes_of_unions_have_no_effect() {
         // The store has none of them either, whoever looks.
         for entry in walkdir::WalkDir::new(arena.path("store/layers")).min_depth(1) {
             let entry = entry.unwrap();
-            let list = crate::shown::xattrs(entry.path()).into_keys();
+            let list = crate::shown::xattrs_at(entry.path()).into_keys();
             let kept: Vec<_> = list.filter(|name| !name.starts_with("security.")).collect();
             assert!(kept.is_empty(), "{}: {kept:?}", entry.path().display());
         }
