@@ -19,8 +19,10 @@ pub const MAX_PATH: u64 = 64 << 10;
 pub const MAX_XATTR: u64 = 1 << 20;
 /// Uncompressed bytes for one compressed byte, after the first [`RATIO_FREE`] bytes.
 pub const MAX_RATIO: u64 = 250;
-/// Bytes of one manifest, index or config.
+/// Bytes of one manifest, index or config; of all together four times as many.
 pub const MAX_DOCUMENT: u64 = 8 << 20;
+/// Layers of one image (the kernel's overlayfs takes 500, docker 127).
+pub const MAX_LAYERS: u64 = 500;
 /// Uncompressed bytes that no ratio is asked of: a small layer is no bomb, however it is packed.
 pub const RATIO_FREE: u64 = 64 << 20;
 
@@ -41,6 +43,8 @@ pub struct Limits {
     pub ratio: u64,
     /// See [`MAX_DOCUMENT`].
     pub document: u64,
+    /// See [`MAX_LAYERS`].
+    pub layers: u64,
 }
 
 impl Default for Limits {
@@ -53,6 +57,7 @@ impl Default for Limits {
             xattr: MAX_XATTR,
             ratio: MAX_RATIO,
             document: MAX_DOCUMENT,
+            layers: MAX_LAYERS,
         }
     }
 }
@@ -74,10 +79,11 @@ pub(super) enum Name {
     Xattr,
     Ratio,
     Document,
+    Layers,
 }
 
 impl Name {
-    const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 8] = [
         ("bytes", Self::Bytes),
         ("entries", Self::Entries),
         ("depth", Self::Depth),
@@ -85,6 +91,7 @@ impl Name {
         ("xattr", Self::Xattr),
         ("ratio", Self::Ratio),
         ("document", Self::Document),
+        ("layers", Self::Layers),
     ];
 
     fn text(self) -> &'static str {
@@ -126,6 +133,7 @@ impl Limits {
             xattr: all,
             ratio: all,
             document: all,
+            layers: all,
         }
     }
 
@@ -143,6 +151,7 @@ impl Limits {
             Name::Xattr => &mut self.xattr,
             Name::Ratio => &mut self.ratio,
             Name::Document => &mut self.document,
+            Name::Layers => &mut self.layers,
         }
     }
 

@@ -13,7 +13,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::limits::Limits;
+use super::limits::{Limits, Name};
 use super::progress::LayerProgress;
 use super::source::Source;
 use super::unpack::{self, LeftOut, Unpacked};
@@ -54,6 +54,9 @@ fn load_plans(
     plans: Vec<Plan>,
 ) -> Result<Report> {
     let images = plans.into_iter().map(Image::new).collect::<Result<Vec<_>>>()?;
+    for image in &images {
+        options.limits.check(Name::Layers, image.diffs.len() as u64)?;
+    }
     let load = Load::new(store, staging, source, options, &images)?;
     let left_out = load.read_layers(&images)?;
     load.publish(&images, left_out)

@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::compression::{self, read_full};
 use super::limits::{self, Limits};
@@ -18,6 +19,10 @@ use crate::sys;
 const MAX_LINKS: usize = 16;
 /// Files in an archive (not in its layers), at most: their names are kept in memory.
 const MAX_PARTS: usize = 100_000;
+/// Bytes of their names and link targets together, at most.
+const MAX_NAMES: usize = 16 << 20;
+/// How many times the largest document all of them together may be.
+const ALL_DOCUMENTS: u64 = 4;
 /// Bytes that are read ahead while an archive is indexed: a header, and what follows a short one.
 const INDEX_BUFFER: usize = 8192;
 
@@ -31,7 +36,15 @@ pub enum Input<'a> {
 
 /// The parts of images by their paths.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) struct Source {
+    place: Place,
+    limits: Limits,
+    /// Bytes of documents so far.
+    documents: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Place {
     /// A tar that can be sought in: the archive itself, or a copy without a name.
     Archive {
         /// The tar.
@@ -40,21 +53,14 @@ pub(super) enum Source {
         is_copy: bool,
         /// Path -> what is there.
         entries: HashMap<Vec<u8>, Part>,
-        /// What documents may take.
-        limits: Limits,
     },
     /// An OCI layout folder.
-    Layout {
-        /// The folder.
-        dir: OwnedFd,
-        /// What documents may take.
-        limits: Limits,
-    },
+    Layout(OwnedFd),
 }
 
 /// What an archive has under a path.
 #[derive(Debug)]
-pub(super) enum Part {
+enum Part {
     /// Data at this offset, of this size.
     Data { offset: u64, size: u64 },
     /// The same as another path.
@@ -62,10 +68,14 @@ pub(super) enum Part {
 }
 
 impl Source {
+    fn new(place: Place, limits: Limits) -> Self {
+        Self { place, limits, documents: AtomicU64::new(0) }
+    }
+
     /// Opens an OCI layout folder.
     pub(super) fn layout(path: &Path, limits: Limits) -> Result<Self> {
         let dir = sys::open_dir(path).map_err(|e| Error::io("open", path.display(), e.into()))?;
-        Ok(Self::Layout { dir, limits })
+        Ok(Self::new(Place::Layout(dir), limits))
     }
 
     /// Indexes an archive; one that is compressed, or a stream, is first copied into a file in
@@ -80,7 +90,7 @@ impl Source {
                 let len = if is_file { file.read_at(&mut block, 0).map_err(failed)? } else { 0 };
                 if len == BLOCK && begins_tar(&block) {
                     let entries = index(&file, limits)?;
-                    return Ok(Self::Archive { file, is_copy: false, entries, limits });
+                    return Ok(Self::new(Place::Archive { file, is_copy: false, entries }, limits));
                 }
                 Box::new(file)
             }
@@ -96,7 +106,7 @@ impl Source {
         let mut whole = io::Cursor::new(block).chain(plain);
         copy(&mut whole, &mut file, staging, limits)?;
         let entries = index(&file, limits)?;
-        Ok(Self::Archive { file, is_copy: true, entries, limits })
+        Ok(Self::new(Place::Archive { file, is_copy: true, entries }, limits))
     }
 
     /// A source of one part, called "layer": a tar that may be compressed.
@@ -115,30 +125,24 @@ impl Source {
         };
         let size = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
         let entries = [(b"layer".to_vec(), Part::Data { offset: 0, size })].into();
-        Ok(Self::Archive { file, is_copy, entries, limits })
+        Ok(Self::new(Place::Archive { file, is_copy, entries }, limits))
     }
 
     /// Everything was read: a copy need not reach the disk.
     pub(super) fn discard_copy(&self) -> Result<()> {
-        match self {
-            Self::Archive { file, is_copy: true, .. } => {
+        match &self.place {
+            Place::Archive { file, is_copy: true, .. } => {
                 file.set_len(0).map_err(|e| Error::io("truncate", "the archive's copy", e))
             }
-            Self::Archive { .. } | Self::Layout { .. } => Ok(()),
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        match self {
-            Self::Archive { limits, .. } | Self::Layout { limits, .. } => *limits,
+            Place::Archive { .. } | Place::Layout(_) => Ok(()),
         }
     }
 
     /// What tells whether two paths name the same data: where it lies.
     pub(super) fn identity(&self, path: &str) -> Result<(u64, u64)> {
-        match self {
-            Self::Archive { .. } => self.find(path).ok_or_else(|| Error::Missing(path.to_owned())),
-            Self::Layout { dir, .. } => {
+        match &self.place {
+            Place::Archive { .. } => self.find(path).ok_or_else(|| Error::Missing(path.to_owned())),
+            Place::Layout(dir) => {
                 let fd = self.open_blob(dir, path)?;
                 let stat = sys::fstat(&fd).map_err(|e| Error::io("stat", path, e.into()))?;
                 Ok((stat.dev, stat.ino))
@@ -148,9 +152,9 @@ impl Source {
 
     /// Bytes of what lies under this path.
     pub(super) fn size(&self, path: &str) -> Result<u64> {
-        match self {
-            Self::Archive { .. } => Ok(self.identity(path)?.1),
-            Self::Layout { dir, .. } => {
+        match &self.place {
+            Place::Archive { .. } => Ok(self.identity(path)?.1),
+            Place::Layout(dir) => {
                 let fd = self.open_blob(dir, path)?;
                 let stat = sys::fstat(&fd).map_err(|e| Error::io("stat", path, e.into()))?;
                 Ok(stat.size)
@@ -177,9 +181,9 @@ impl Source {
 
     /// Whether there is something under this path.
     pub(super) fn has(&self, path: &str) -> bool {
-        match self {
-            Self::Archive { .. } => self.find(path).is_some(),
-            Self::Layout { dir, .. } => {
+        match &self.place {
+            Place::Archive { .. } => self.find(path).is_some(),
+            Place::Layout(dir) => {
                 sys::open_beneath(dir.as_fd(), path.as_bytes(), sys::O_PATH).is_ok()
             }
         }
@@ -187,7 +191,7 @@ impl Source {
 
     /// Follows an archive's links.
     fn find(&self, path: &str) -> Option<(u64, u64)> {
-        let Self::Archive { entries, .. } = self else { return None };
+        let Place::Archive { entries, .. } = &self.place else { return None };
         let mut path = normalized(path.as_bytes());
         for _ in 0..MAX_LINKS {
             match entries.get(&path)? {
@@ -200,24 +204,29 @@ impl Source {
 
     /// A reader of what lies under this path.
     pub(super) fn open(&self, path: &str) -> Result<Box<dyn Read + Send + '_>> {
-        match self {
-            Self::Archive { file, .. } => {
+        match &self.place {
+            Place::Archive { file, .. } => {
                 let (offset, size) =
                     self.find(path).ok_or_else(|| Error::Missing(path.to_owned()))?;
                 Ok(Box::new(Window { file, position: offset, end: offset + size }))
             }
-            Self::Layout { dir, .. } => Ok(Box::new(File::from(self.open_blob(dir, path)?))),
+            Place::Layout(dir) => Ok(Box::new(File::from(self.open_blob(dir, path)?))),
         }
     }
 
     /// A whole manifest, index or config.
     pub(super) fn document(&self, path: &str) -> Result<Vec<u8>> {
-        self.limits().check(limits::Name::Document, self.size(path)?)?;
+        let size = self.size(path)?;
+        self.limits.check(limits::Name::Document, size)?;
+        let all = size + self.documents.fetch_add(size, Ordering::Relaxed);
+        self.limits.check(limits::Name::Document, all / ALL_DOCUMENTS)?;
         let mut bytes = Vec::new();
-        let mut reader = self.open(path)?.take(self.limits().document + 1);
+        let mut reader = self.open(path)?.take(size + 1);
         reader.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
-        self.limits().check(limits::Name::Document, bytes.len() as u64)?;
-        Ok(bytes)
+        match bytes.len() as u64 {
+            found if found == size => Ok(bytes),
+            found => Err(Error::Size { what: path.to_owned(), expected: size, found }),
+        }
     }
 
     /// A document that must have this digest.
@@ -262,8 +271,13 @@ fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
     let end = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
     let window = Window { file, position: 0, end };
     let mut reader = Reader::new(BufReader::with_capacity(INDEX_BUFFER, window), limits);
-    let mut entries = HashMap::new();
+    let (mut entries, mut names) = (HashMap::new(), 0);
     while let Some(entry) = reader.next_entry()? {
+        names += entry.path.len() + entry.link.len();
+        if names > MAX_NAMES {
+            let limit = format!("the names in the archive have over {MAX_NAMES} bytes");
+            return Err(Error::Unsupported(limit));
+        }
         let path = normalized(&entry.path);
         let part = match entry.kind {
             Kind::File => {

@@ -192,7 +192,7 @@ impl Checker {
         {
             self.off(path, "it leads elsewhere");
         }
-        for (name, value) in &entry.xattrs {
+        for (name, value) in &*entry.xattrs {
             let held = self.overrides.and_then(|xattr| xattr.held_name(name));
             let has = |name: &[u8]| sys::get_xattr(object.as_fd(), name).is_ok_and(|v| v == *value);
             let is_kept = has(name) || held.is_some_and(|held| has(&held));

@@ -36,7 +36,7 @@ pub(super) struct Reading {
     /// Of an index, the image for OS/ARCHITECTURE[/VARIANT]; default: this machine's
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
-    /// Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio or document
+    /// Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document or layers
     #[arg(long, value_name = "NAME=VALUE")]
     limit: Vec<Limit>,
     /// Do not show how far it is

@@ -173,8 +173,18 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
 
 /// Prints a line of the result.
 fn say(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_fmt(line).and_then(|()| stdout.write_all(b"\n"));
+    // C1 controls that JSON leaves as they are; their escapes are JSON too.
+    let is_raw = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    let mut text = line.to_string();
+    if text.contains(is_raw) {
+        let escape = |c: char| match is_raw(c) {
+            true => format!("\\u{:04x}", u32::from(c)),
+            false => c.to_string(),
+        };
+        text = text.chars().map(escape).collect();
+    }
+    text.push('\n');
+    let written = std::io::stdout().lock().write_all(text.as_bytes());
     written.map_err(|cause| anyhow::Error::new(cause).context("print the result"))
 }
 

@@ -41,12 +41,27 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<
     while rest.len() > MAX_PATH {
         let cut = rest[..MAX_PATH].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
         let dir = from.as_ref().map_or(root, |fd| fd.as_fd());
-        from = Some(rustix::fs::openat2(dir, &rest[..cut], O_DIRECTORY, Mode::empty(), resolve)?);
+        from = Some(resolve_in(dir, &rest[..cut], O_DIRECTORY, resolve)?);
         rest = &rest[cut + 1..];
     }
     let dir = from.as_ref().map_or(root, |fd| fd.as_fd());
     let last: &[u8] = if rest.is_empty() { b"." } else { rest };
-    rustix::fs::openat2(dir, last, flags, Mode::empty(), resolve)
+    resolve_in(dir, last, flags, resolve)
+}
+
+/// openat2(2) of what is there; tried again when it says that a rename elsewhere crossed it.
+pub fn resolve_in(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd> {
+    loop {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => std::thread::yield_now(),
+            result => return result,
+        }
+    }
 }
 
 /// Opens a directory given by the user on the command line; here symlinks are followed.

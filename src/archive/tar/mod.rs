@@ -16,6 +16,7 @@ use std::io::{self, Read, Seek};
 pub use header::begins_tar;
 use header::{Header, checksum_fits, until_nul};
 use pax::Pax;
+pub use pax::Xattrs;
 pub use sparse::Sparse;
 
 use super::compression::read_full;
@@ -73,7 +74,7 @@ pub struct Entry {
     /// Major and minor device number.
     pub device: (u32, u32),
     /// Extended attributes.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 /// Reads a tar stream entry by entry; between two entries it is a reader of the data.
@@ -127,24 +128,28 @@ impl<R: Read> Reader<R> {
     /// The next entry, or `None` at the end of the archive.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax = self.global.clone();
-        let mut extended = false;
+        let (mut extended, mut awaits_entry) = (0, false);
         loop {
             self.skip_data()?;
             let Some(header) = self.read_header()? else {
-                return match extended {
-                    true => Err(Error::Truncated("the entry that an extended header is of")),
+                return match awaits_entry {
                     false => Ok(None),
+                    true => Err(Error::Truncated("the entry that an extended header is of")),
                 };
             };
             let size = header.size(124..136).filter(|size| *size <= MAX_SIZE);
             let size = size.ok_or_else(|| Error::entry(&header.path(), "bad size"))?;
+            if b"xgLK".contains(&header.flag()) {
+                extended += size;
+                self.check_extended(extended)?;
+                awaits_entry |= header.flag() != b'g';
+            }
             match header.flag() {
                 b'x' => pax.apply(&self.read_extension(size)?)?,
                 b'g' => {
                     let data = self.read_extension(size)?;
                     self.global.apply(&data)?;
                     pax = self.global.clone();
-                    continue;
                 }
                 b'L' => pax.path = Some(until_nul(&self.read_extension(size)?).to_vec()),
                 b'K' => pax.link = Some(until_nul(&self.read_extension(size)?).to_vec()),
@@ -154,7 +159,6 @@ impl<R: Read> Reader<R> {
                     return self.entry(&header, size, pax).map(Some);
                 }
             }
-            extended = true;
         }
     }
 
@@ -309,14 +313,19 @@ impl<R: Read> Reader<R> {
         Ok(Some(header))
     }
 
-    fn read_extension(&mut self, size: u64) -> Result<Vec<u8>> {
+    /// What the extended headers of one entry take is held in memory.
+    fn check_extended(&self, size: u64) -> Result<()> {
         let limit = self.limits.xattr.max(self.limits.path).saturating_add(MAX_OTHER);
-        if size > limit {
-            return Err(Error::Unsupported(format!(
-                "an extended tar header of {size} bytes is over the limit of {limit} \
+        match size <= limit {
+            true => Ok(()),
+            false => Err(Error::Unsupported(format!(
+                "extended tar headers of {size} bytes for one entry are over the limit of {limit} \
                  (limits xattr and path)"
-            )));
+            ))),
         }
+    }
+
+    fn read_extension(&mut self, size: u64) -> Result<Vec<u8>> {
         self.start_data(size);
         let mut data = Vec::new();
         self.read_to_end(&mut data).map_err(|e| Error::io("read", "the archive", e))?;
@@ -425,7 +434,8 @@ mod tests {
         let mut reader = Reader::new(&tar[..], Limits::default());
         let entry = reader.next_entry().unwrap().unwrap();
         assert_eq!(entry.path, b"caf\xe9");
-        assert_eq!(entry.xattrs, [(b"security.capability".to_vec(), b"\x01\n=\x00\xff".to_vec())]);
+        let capability = (b"security.capability".to_vec(), b"\x01\n=\x00\xff".to_vec());
+        assert_eq!(*entry.xattrs, [capability].into());
         assert_eq!(entry.mtime, Timestamp { secs: -2, nanos: 750_000_000 });
         assert_eq!((entry.uid, entry.gid), (4_000_000_000, 2));
         let mut data = String::new();

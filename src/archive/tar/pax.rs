@@ -1,9 +1,15 @@
 //! Extended headers (POSIX.1-2001 pax): records `LEN KEY=VALUE\n`, LEN being the whole record's
 //! length in decimal. Values are bytes.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::sparse::PaxSparse;
 use super::{Error, Result};
 use crate::sys::Timestamp;
+
+/// Names and values. Those of a global header are shared by all entries after it.
+pub type Xattrs = Arc<BTreeMap<Vec<u8>, Vec<u8>>>;
 
 const XATTR_KEY: &[u8] = b"SCHILY.xattr.";
 
@@ -16,7 +22,7 @@ pub(super) struct Pax {
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Timestamp>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Xattrs,
     pub(super) sparse: Option<PaxSparse>,
 }
 
@@ -53,19 +59,12 @@ impl Pax {
                     let sparse = self.sparse.get_or_insert_default();
                     sparse.set(key, value).ok_or_else(bad)?;
                 } else if let Some(name) = key.strip_prefix(XATTR_KEY) {
-                    self.set_xattr(name, value);
+                    // The last of two values counts.
+                    Arc::make_mut(&mut self.xattrs).insert(name.to_vec(), value.to_vec());
                 }
             }
         }
         Ok(())
-    }
-
-    /// The last of two values counts.
-    fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
-        match self.xattrs.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value.to_vec(),
-            None => self.xattrs.push((name.to_vec(), value.to_vec())),
-        }
     }
 
     /// Bytes of all xattrs with their names.

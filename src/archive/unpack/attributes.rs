@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use super::{Entry, Errno, Error, FileType, Kind, Place, Result, Unpacker, sys};
+use crate::archive::tar::Xattrs;
 use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
 use crate::layers::private_xattr;
 use crate::sys::{TimeChange, Timestamp};
@@ -21,14 +22,14 @@ pub(super) struct DirAttributes {
     mode: u32,
     owner: (u32, u32),
     mtime: Timestamp,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Xattrs,
 }
 
 /// Of a directory that no layer lists: root's, 0755, 1970.
 impl Default for DirAttributes {
     fn default() -> Self {
         let mtime = Timestamp { secs: 0, nanos: 0 };
-        Self { mode: 0o755, owner: (0, 0), mtime, xattrs: Vec::new() }
+        Self { mode: 0o755, owner: (0, 0), mtime, xattrs: Xattrs::default() }
     }
 }
 
@@ -59,7 +60,7 @@ impl Unpacker<'_> {
             return self.stand_in(at, entry, FileType::Symlink, 0);
         }
         self.has_overrides |= !has_owner;
-        for (name, value) in &entry.xattrs {
+        for (name, value) in &*entry.xattrs {
             self.set_xattr(at, object.as_fd(), FileType::Symlink, name, value)?;
         }
         at.io("set times of", set_mtime(object.as_fd(), entry.mtime))
@@ -84,7 +85,7 @@ impl Unpacker<'_> {
             at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()))?;
             return self.stand_in(at, entry, kind, device);
         }
-        for (name, value) in &entry.xattrs {
+        for (name, value) in &*entry.xattrs {
             self.set_xattr(at, object.as_fd(), kind, name, value)?;
         }
         at.io("chmod", sys::chmod(object.as_fd(), entry.mode))?;
@@ -105,7 +106,7 @@ impl Unpacker<'_> {
             self.done.left_out.devices += 1;
             return at.io("remove", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()));
         }
-        for (name, value) in &entry.xattrs {
+        for (name, value) in &*entry.xattrs {
             self.set_xattr(at, file.as_fd(), FileType::RegularFile, name, value)?;
         }
         at.io("set times of", set_mtime(file.as_fd(), entry.mtime))
@@ -132,7 +133,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         let DirAttributes { mode, owner, mtime, xattrs } = attributes;
         let has_owner = self.chown(at, object, *owner)?;
-        for (name, value) in xattrs {
+        for (name, value) in &**xattrs {
             self.set_xattr(at, object, kind, name, value)?;
         }
         let (uid, gid) = *owner;

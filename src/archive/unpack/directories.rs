@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use lru::LruCache;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{OFlags, ResolveFlags};
 
 use super::{Error, Result};
 use crate::sys::{self, Errno};
@@ -73,7 +73,7 @@ impl Directories {
         let failed = |errno: Errno| Error::io("open", path.escape_ascii(), errno.into());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let fd = match rustix::fs::openat2(self.root(), path, flags, Mode::empty(), resolve) {
+        let fd = match sys::resolve_in(self.root(), path, flags, resolve) {
             Ok(fd) => fd,
             // Beyond PATH_MAX there is no way through a symlink, for anybody.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {
