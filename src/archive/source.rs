@@ -217,9 +217,11 @@ impl Source {
     /// A whole manifest, index or config.
     pub(super) fn document(&self, path: &str) -> Result<Vec<u8>> {
         let size = self.size(path)?;
-        self.limits.check(limits::Name::Document, size)?;
+        self.limits.check(limits::Name::Document, size).map_err(|e| e.of(path))?;
         let all = size + self.documents.fetch_add(size, Ordering::Relaxed);
-        self.limits.check(limits::Name::Document, all / ALL_DOCUMENTS)?;
+        self.limits
+            .check(limits::Name::Document, all / ALL_DOCUMENTS)
+            .map_err(|e| e.of("all manifests and configs together"))?;
         let mut bytes = Vec::new();
         let mut reader = self.open(path)?.take(size + 1);
         reader.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
@@ -270,6 +272,9 @@ fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Re
 fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
     let end = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
     let window = Window { file, position: 0, end };
+    // Those are the layers' limits; an archive of layers has its own.
+    let of_archives = Limits::default();
+    let limits = Limits { path: of_archives.path, entries: of_archives.entries, ..limits };
     let mut reader = Reader::new(BufReader::with_capacity(INDEX_BUFFER, window), limits);
     let (mut entries, mut names) = (HashMap::new(), 0);
     while let Some(entry) = reader.next_entry()? {

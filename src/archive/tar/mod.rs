@@ -88,7 +88,7 @@ pub struct Reader<R> {
     padding: u64,
     /// Bytes read so far.
     position: u64,
-    /// Entries so far.
+    /// Entries and xattrs so far.
     entries: u64,
     global: Pax,
     /// What was read and is no data, if it is wanted.
@@ -154,7 +154,8 @@ impl<R: Read> Reader<R> {
                 b'L' => pax.path = Some(until_nul(&self.read_extension(size)?).to_vec()),
                 b'K' => pax.link = Some(until_nul(&self.read_extension(size)?).to_vec()),
                 _ => {
-                    self.entries += 1;
+                    // Each xattr takes as long as a file; a global header may give them to all.
+                    self.entries += 1 + pax.xattrs.len() as u64;
                     self.limits.check(Name::Entries, self.entries)?;
                     return self.entry(&header, size, pax).map(Some);
                 }

@@ -170,11 +170,7 @@ impl Arena {
     #[track_caller]
     pub(super) fn attack_path(&mut self, what: &str, path: &Path) -> Outcome {
         let before = self.list_store();
-        let mut load = self.plyfs(what, &[&"load", &path]);
-        // TODO: loading does not try again by itself (see paths::while_others_rename).
-        while load.stderr.contains(": open ") && load.stderr.contains("(os error 11)") {
-            load = self.plyfs(what, &[&"load", &path]);
-        }
+        let load = self.plyfs(what, &[&"load", &path]);
         let outcome = if load.status.success() {
             let image = load.stdout.lines().last().unwrap().rsplit(": ").next().unwrap();
             self.last_loaded = image.trim_start_matches("sha256:").to_owned();
