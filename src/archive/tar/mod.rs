@@ -28,6 +28,8 @@ use crate::sys::Timestamp;
 pub const BLOCK: usize = 512;
 /// Largest size of an entry's data: what a file can have (off_t), less a block for padding.
 const MAX_SIZE: u64 = i64::MAX as u64 - BLOCK as u64;
+/// Largest device numbers of Linux (kdev_t.h): beyond them mknod(2) makes another device.
+const MAX_DEVICE: (u32, u32) = (0xfff, 0xf_ffff);
 /// Bytes of an extended header beyond those of its paths and xattrs.
 const MAX_OTHER: u64 = 1 << 20;
 
@@ -184,7 +186,11 @@ impl<R: Read> Reader<R> {
         let id = |range, what: &str| u32::try_from(field(range, what)?).map_err(|_| bad(what));
         let device = match kind {
             Kind::CharDevice | Kind::BlockDevice => {
-                (id(329..337, "device number")?, id(337..345, "device number")?)
+                let (major, minor) = (id(329..337, "device")?, id(337..345, "device")?);
+                if major > MAX_DEVICE.0 || minor > MAX_DEVICE.1 {
+                    return Err(bad("device"));
+                }
+                (major, minor)
             }
             _ => (0, 0),
         };
@@ -488,6 +494,25 @@ mod tests {
             names.push(entry.path);
         }
         assert_eq!(names, [&b"file"[..], b"link", b"after"]);
+    }
+
+    #[test]
+    fn devices_that_linux_has_not_are_refused() {
+        let table: [(std::ops::Range<usize>, &[u8], bool); 4] = [
+            (329..337, b"0007777\0", true),
+            (329..337, b"0010000\0", false),
+            (337..345, b"3777777\0", true),
+            (337..345, b"4000000\0", false),
+        ];
+        for (field, number, is_good) in table {
+            let mut tar = Vec::new();
+            append(&mut tar, b'3', "device", b"", b"");
+            tar[field].copy_from_slice(number);
+            let mut header = tar::Header::from_byte_slice(&tar).clone();
+            header.set_cksum();
+            let entry = Reader::new(&header.as_bytes()[..], Limits::default()).next_entry();
+            assert_eq!(entry.is_ok(), is_good, "{}", number.escape_ascii());
+        }
     }
 
     #[test]
