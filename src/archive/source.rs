@@ -1,5 +1,6 @@
 //! Where the parts of an image lie: an archive, indexed, or an OCI layout folder.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::compression::{self, read_full};
-use super::limits::{self, Limits};
+use super::limits::{self, Limits, RATIO_FREE};
 use super::tar::{BLOCK, Kind, Reader, begins_tar};
 use super::{Error, Result};
 use crate::store::digest::Digest;
@@ -97,14 +98,19 @@ impl Source {
         };
         let spool = |e| Error::io("write", staging.display(), e);
         let mut file = tempfile::tempfile_in(staging).map_err(spool)?;
-        let mut plain = compression::decoder(input, "the archive")?;
+        let count = Cell::new(0);
+        let mut plain = compression::decoder(Counted { input, count: &count }, "the archive")?;
         let mut block = [0; BLOCK];
         let len = read_full(&mut plain, &mut block).map_err(failed)?;
         if len < BLOCK || !begins_tar(&block) {
             return Err(Error::NotATar);
         }
         let mut whole = io::Cursor::new(block).chain(plain);
-        copy(&mut whole, &mut file, staging, limits)?;
+        copy(&mut whole, &mut file, staging, |bytes| {
+            limits.check(limits::Name::Bytes, bytes)?;
+            let ratio = if bytes > RATIO_FREE { bytes / count.get().max(1) } else { 0 };
+            limits.check(limits::Name::Ratio, ratio)
+        })?;
         let entries = index(&file, limits)?;
         Ok(Self::new(Place::Archive { file, is_copy: true, entries }, limits))
     }
@@ -119,7 +125,9 @@ impl Source {
             Input::Stream(mut stream) => {
                 let failed = |e| Error::io("write", staging.display(), e);
                 let mut file = tempfile::tempfile_in(staging).map_err(failed)?;
-                copy(&mut stream, &mut file, staging, limits)?;
+                copy(&mut stream, &mut file, staging, |bytes| {
+                    limits.check(limits::Name::Bytes, bytes)
+                })?;
                 (file, true)
             }
         };
@@ -253,8 +261,27 @@ pub(super) fn verify(what: &str, expected: Digest, bytes: &[u8]) -> Result<()> {
     Err(Error::Digest { what: what.to_owned(), expected, found })
 }
 
-/// Copies, telling a failing read from a failing write.
-fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Result<()> {
+/// Counts what is read.
+struct Counted<'a, R> {
+    input: R,
+    count: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.count.set(self.count.get() + len as u64);
+        Ok(len)
+    }
+}
+
+/// Copies, telling a failing read from a failing write; `check` is asked of the bytes so far.
+fn copy(
+    from: &mut impl Read,
+    to: &mut File,
+    place: &Path,
+    check: impl Fn(u64) -> Result<()>,
+) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
     loop {
@@ -263,7 +290,7 @@ fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Re
             return Ok(());
         }
         done += len as u64;
-        limits.check(limits::Name::Bytes, done)?;
+        check(done)?;
         io::Write::write_all(to, &buffer[..len])
             .map_err(|e| Error::io("write", place.display(), e))?;
     }

@@ -143,7 +143,7 @@ fn many_attributes_in_a_global_header() {
     for_each_user(|arena| {
         let records = (0..30_000).flat_map(|n| pax_record(xattr(n).as_bytes(), b""));
         let mut layer = vec![TarEntry::new(b'g', "global").data(records.collect::<Vec<_>>())];
-        layer.extend((0..10_000).map(|n| symlink(n.to_string(), "x")));
+        layer.extend((0..1000).map(|n| symlink(n.to_string(), "x")));
         arena.attack("global", &[layer]).harmless();
     });
 }
