@@ -169,7 +169,7 @@ mod tests {
         let locked = top.join("locked");
         fs::create_dir(&locked).unwrap();
         fs::write(locked.join("file"), "").unwrap();
-        fs::set_permissions(&locked, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
         remove_piecewise(&top).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
