@@ -138,7 +138,9 @@ impl Unpacker<'_> {
         }
         let (uid, gid) = *owner;
         let kept = OverrideStat { uid, gid, permissions: *mode, node: None };
-        match has_owner {
+        // Who loads must be able to read it again, also what its owner may not.
+        let needed = if kind == FileType::Directory { 0o500 } else { 0o400 };
+        match has_owner && (self.may_set_all || mode & needed == needed) {
             true => at.io("chmod", sys::chmod(object, *mode))?,
             false => {
                 if !self.keep(object, kind, &kept)? {
