@@ -313,6 +313,41 @@ fn the_store_knows_what_a_user_may_not_set() {
     }
 }
 
+#[test]
+fn modes_that_shut_the_owner_out() {
+    need_mount!();
+    let mut layers = vec![new().dir("shut", 0o755), new().file("shut/above", "1")];
+    for (n, owner) in [(0, 0), (65534, 65534), (65534, 0), (7, 7)].into_iter().enumerate() {
+        for mode in [0o000, 0o200, 0o100, 0o444, 0o4111] {
+            let mut layer = std::mem::take(&mut layers[0]).more();
+            let path = format!("shut/file{n}-{mode:o}");
+            layer = layer.entry(EntryType::Regular, path.as_bytes(), b"", mode, owner, b"x", &[]);
+            let path = format!("shut/dir{n}-{mode:o}");
+            layer = layer.more().entry(
+                EntryType::Directory,
+                path.as_bytes(),
+                b"",
+                mode,
+                owner,
+                b"",
+                &[],
+            );
+            layers[0] = layer.file(&format!("{path}/in"), "inside");
+            let upper = std::mem::take(&mut layers[1]);
+            layers[1] = upper.file(&format!("{path}/implied"), "above");
+        }
+    }
+    let image = Image::new("shut", &layers);
+    expect_images(std::slice::from_ref(&image));
+    for who in Who::all() {
+        let place = Place::of(who);
+        place.load_bytes(&tar_of(&docker_files("x:1", &image.layers)));
+        run(place.plyfs().args(["rmi", "x:1"]));
+        let left = std::fs::read_dir(place.path("store/layers")).unwrap().count();
+        assert_eq!(left, 0, "{who:?}");
+    }
+}
+
 fn capability(path: &Path) -> Vec<u8> {
     let mut value = [0; 64];
     let len = rustix::fs::lgetxattr(path, c"security.capability", &mut value).unwrap();
