@@ -138,14 +138,12 @@ impl Unpacker<'_> {
         }
         let (uid, gid) = *owner;
         let kept = OverrideStat { uid, gid, permissions: *mode, node: None };
-        // Who loads must be able to read it again, also what its owner may not.
-        let needed = if kind == FileType::Directory { 0o500 } else { 0o400 };
-        match has_owner && (self.may_set_all || mode & needed == needed) {
-            true => at.io("chmod", sys::chmod(object, *mode))?,
-            false => {
-                if !self.keep(object, kind, &kept)? {
-                    self.done.left_out.owners += 1;
-                }
+        // A mode may shut its owner out, who is to read it again and to remove it.
+        let is_real = has_owner && (self.may_set_all || real_mode(*mode, kind) == *mode);
+        if is_real || !self.keep(object, kind, &kept)? {
+            match has_owner {
+                true => at.io("chmod", sys::chmod(object, *mode))?,
+                false => self.done.left_out.owners += 1,
             }
         }
         at.io("set times of", set_mtime(object, *mtime))
