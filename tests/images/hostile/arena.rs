@@ -134,7 +134,7 @@ impl Arena {
             format!("../../{}", neighbour.display()),
             format!("../../../layers/{}", neighbour.display()),
         ];
-        ways.extend((1..=5).map(|up| format!("{}victim", "../".repeat(up))));
+        ways.extend((2..=4).map(|up| format!("{}victim", "../".repeat(up))));
         ways
     }
 
@@ -245,12 +245,22 @@ impl Arena {
             names(&store).into_iter().filter(|name| !STORE_NAMES.contains(&&name[..])).collect();
         assert!(unknown.is_empty(), "{what}: {unknown:?} in the store");
         assert!(names(&store.join("tmp")).is_empty(), "{what}: something in tmp");
-        let is_id = |name: &String| {
-            name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) || name == "empty"
-        };
+        let is_id = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
         let layers = names(&store.join("layers"));
-        assert!(layers.iter().all(is_id), "{what}: {layers:?} in layers");
+        assert!(layers.iter().all(|name| is_id(name)), "{what}: {layers:?} in layers");
+        for short in names(&store.join("l")) {
+            let target = fs::read_link(store.join("l").join(short)).unwrap();
+            let inside = target.strip_prefix("../layers").unwrap();
+            let id = inside.parent().and_then(Path::to_str).unwrap();
+            assert!(inside.ends_with("diff") && is_id(id), "{what}: l/ leads to {target:?}");
+        }
         for entry in self.walk_store() {
+            let inside = entry.path().strip_prefix(&store).unwrap();
+            if !inside.starts_with("layers") && !inside.starts_with("containers") {
+                let (kind, is_short_name) = (entry.file_type(), inside.starts_with("l"));
+                let belongs = kind.is_dir() || kind.is_file() || kind.is_symlink() && is_short_name;
+                assert!(belongs, "{what}: {} in the store", inside.display());
+            }
             if entry.file_type().is_file() {
                 let (path, text) = (entry.path().display(), fs::read(entry.path()).unwrap());
                 assert!(!contains(&text, &self.secret), "{what}: the secret is in {path}");

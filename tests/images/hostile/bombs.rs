@@ -11,16 +11,15 @@ use super::tar_entry::{TarEntry, dir, file, hard_link, pax_record, symlink, tar}
 use crate::archives::{config, docker_files, gzip, oci_files, sha, tar_of};
 
 const MIB: usize = 1 << 20;
-const ZEROS: usize = 2048 * MIB;
-
 #[test]
 fn zeros() {
-    let zeros = gzip(&vec![0; 16 * MIB]).repeat(ZEROS / (16 * MIB)); // members may be joined
+    let member = gzip(&vec![0; 16 * MIB]);
+    let [half_a_gib, two_gib] = [32, 128].map(|count| member.repeat(count)); // may be joined
     for_each_user(|arena| {
-        arena.attack_archive("an archive", &zeros).refused("");
+        arena.attack_archive("an archive", &half_a_gib).refused("");
         let mut files = docker_files(&arena.next_name(), &[Vec::new()]);
         let head = file("zeros").data("").size(b"77777777777\0");
-        files[0].1 = [gzip(&head.bytes()), zeros.clone()].concat();
+        files[0].1 = [gzip(&head.bytes()), two_gib.clone()].concat();
         arena.attack_archive("a layer", &tar_of(&files)).refused("");
     });
 }
@@ -250,7 +249,7 @@ fn many_layers() {
         let layer = tar(&[file("own")]);
         let files = docker_files(&arena.next_name(), &vec![layer; 5000]);
         let files = [&files[..1], &files[5000..]].concat(); // the layer is there once
-        arena.attack_archive("5,000 layers", &tar_of(&files)).harmless();
+        arena.attack_archive("5,000 layers", &tar_of(&files)).refused("");
     });
 }
 

@@ -117,7 +117,7 @@ fn through_chains_of_symlinks() {
                 dir("d"),
                 symlink("a", "b"),
                 symlink("b", "d/c"),
-                symlink("d/c", "/e"),
+                symlink("d/c", "../e"),
                 symlink("e", way),
                 symlink("loop", "loop2"),
                 symlink("loop2", "loop"),
