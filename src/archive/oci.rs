@@ -86,7 +86,10 @@ fn fitting<'a>(listed: &'a [Descriptor], asked: Option<&Platform>) -> Result<Vec
     if !fitting.is_empty() {
         return Ok(fitting);
     }
-    let is_one = images.iter().all(|image| image.digest == images[0].digest);
+    let same = |image: &&Descriptor| {
+        (&image.digest, &image.platform) == (&images[0].digest, &images[0].platform)
+    };
+    let is_one = images.iter().all(same);
     if !is_one || asked.is_some() && !images.is_empty() {
         let platforms: Vec<_> =
             images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::to_string).collect();

@@ -258,7 +258,10 @@ impl Arena {
             let inside = entry.path().strip_prefix(&store).unwrap();
             if !inside.starts_with("layers") && !inside.starts_with("containers") {
                 let (kind, is_short_name) = (entry.file_type(), inside.starts_with("l"));
-                let belongs = kind.is_dir() || kind.is_file() || kind.is_symlink() && is_short_name;
+                let is_record = inside.ends_with("tar-split.json.gz");
+                let belongs = kind.is_dir()
+                    || kind.is_file()
+                    || kind.is_symlink() && (is_short_name || is_record);
                 assert!(belongs, "{what}: {} in the store", inside.display());
             }
             if entry.file_type().is_file() {
