@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::compression::{self, read_full};
+use super::compression::{self, Compression, read_full};
 use super::limits::{self, Limits, RATIO_FREE};
 use super::tar::{BLOCK, Kind, Reader, begins_tar};
 use super::{Error, Result};
@@ -89,7 +89,9 @@ impl Source {
                 let mut block = [0; BLOCK];
                 let is_file = file.metadata().map_err(failed)?.is_file();
                 let len = if is_file { file.read_at(&mut block, 0).map_err(failed)? } else { 0 };
-                if len == BLOCK && begins_tar(&block) {
+                // As with a stream, what has a magic is compressed, whatever else it may be.
+                let is_plain = compression::sniff(&block) == Compression::None;
+                if len == BLOCK && is_plain && begins_tar(&block) {
                     let entries = index(&file, limits)?;
                     return Ok(Self::new(Place::Archive { file, is_copy: false, entries }, limits));
                 }
