@@ -99,8 +99,13 @@ pub enum Error {
         archive: usize,
     },
     /// More than one image may take, unless it is allowed more.
-    #[error("over the limit {name}={limit} (raise it with --limit {name}=VALUE)")]
+    #[error(
+        "{}over the limit {name}={limit} (raise it with --limit {name}=VALUE)",
+        .what.as_ref().map(|what| format!("{what}: ")).unwrap_or_default()
+    )]
     Limit {
+        /// What is over it, if that is not clear.
+        what: Option<String>,
         /// Which limit.
         name: &'static str,
         /// Its value.
@@ -125,6 +130,16 @@ impl Error {
 
     pub(super) fn entry(name: &[u8], reason: impl Display) -> Self {
         Self::BadEntry { name: name.escape_ascii().to_string(), reason: reason.to_string() }
+    }
+
+    /// Says what is over a limit.
+    pub(super) fn of(self, what: &str) -> Self {
+        match self {
+            Self::Limit { name, limit, .. } => {
+                Self::Limit { what: Some(what.to_owned()), name, limit }
+            }
+            other => other,
+        }
     }
 
     /// Whether damaged input may have led to it.

@@ -1,10 +1,12 @@
 //! A root filesystem's tar as an image of one layer.
 
 use std::fs;
+use std::sync::atomic::AtomicU64;
 
 use serde_json::json;
 
 use super::load::{self, Load};
+use super::pipeline::Bounds;
 use super::platform::Platform;
 use super::source::{Input, Source};
 use super::unpack::{self};
@@ -36,11 +38,11 @@ pub fn import(
     let home = layers.join("import");
     let make = fs::create_dir(&layers).and_then(|()| fs::create_dir(&home));
     make.map_err(|e| Error::io("make", home.display(), e))?;
+    let bounds = Bounds { limits: options.limits, bytes: &AtomicU64::new(0) };
     let progress = options.progress.layer("rootfs", "import", source.size(PART)?);
-    let (found, unpacked) =
-        pipeline::run(source.open(PART)?, PART, options.limits, &*progress, |plain| {
-            unpack::unpack(plain, &home, options.limits)
-        })?;
+    let (found, unpacked) = pipeline::run(source.open(PART)?, PART, bounds, &*progress, |plain| {
+        unpack::unpack(plain, &home, options.limits)
+    })?;
     let left_out = unpacked?.left_out;
     drop(progress);
     let built = layers.join(found.diff.hex());

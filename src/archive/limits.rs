@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use super::{Error, Result};
 
-/// Uncompressed bytes of one layer.
+/// Uncompressed bytes of all layers of one archive.
 pub const MAX_BYTES: u64 = 256 << 30;
-/// Entries of one layer, and of one archive.
+/// Entries of one layer, and their xattrs.
 pub const MAX_ENTRIES: u64 = 4_000_000;
 /// Components of one path.
 pub const MAX_DEPTH: u64 = 512;
@@ -160,7 +160,7 @@ impl Limits {
         let limit = *self.field(name);
         match found <= limit {
             true => Ok(()),
-            false => Err(Error::Limit { name: name.text(), limit }),
+            false => Err(Error::Limit { what: None, name: name.text(), limit }),
         }
     }
 }

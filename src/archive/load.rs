@@ -8,12 +8,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
 
 use super::limits::{Limits, Name};
+use super::pipeline::Bounds;
 use super::progress::LayerProgress;
 use super::source::Source;
 use super::unpack::{self, LeftOut, Unpacked};
@@ -98,6 +99,8 @@ pub(super) struct Load<'a> {
     options: &'a LoadOptions<'a>,
     /// Layers that the store has.
     present: HashSet<DiffId>,
+    /// Uncompressed bytes that were read.
+    bytes: AtomicU64,
 }
 
 impl<'a> Load<'a> {
@@ -110,7 +113,7 @@ impl<'a> Load<'a> {
     ) -> Result<Self> {
         let diffs = images.iter().flat_map(|image| image.diffs.iter().copied());
         let present = store.pin(staging, diffs)?;
-        Ok(Self { store, staging, source, options, present })
+        Ok(Self { store, staging, source, options, present, bytes: AtomicU64::new(0) })
     }
 
     fn limits(&self) -> Limits {
@@ -202,9 +205,10 @@ impl<'a> Load<'a> {
             fs::create_dir(&home).map_err(|e| Error::io("make", home.display(), e))?;
             unpack::unpack(plain, &home, self.limits())
         };
+        let bounds = Bounds { limits: self.limits(), bytes: &self.bytes };
         let in_layer = |e: Error| e.in_layer(&blob.path);
-        let (found, unpacked) = pipeline::run(input, &blob.path, self.limits(), &*progress, unpack)
-            .map_err(in_layer)?;
+        let (found, unpacked) =
+            pipeline::run(input, &blob.path, bounds, &*progress, unpack).map_err(in_layer)?;
         // Damage is the reason for whatever it led to: tell of it first.
         if let Some(expected) = blob.digest.filter(|expected| *expected != found.blob) {
             return Err(Error::Digest { what: blob.path.clone(), expected, found: found.blob });
@@ -363,7 +367,8 @@ fn sync(path: &Path) -> Result<()> {
 
 /// The DiffID of a layer, for archives that do not tell it.
 pub(super) fn diff_id(source: &Source, path: &str, limits: Limits) -> Result<DiffId> {
+    let bounds = Bounds { limits, bytes: &AtomicU64::new(0) };
     let silent = super::progress::Silent;
-    let (found, _) = pipeline::run(source.open(path)?, path, limits, &silent, |_| Ok(()))?;
+    let (found, _) = pipeline::run(source.open(path)?, path, bounds, &silent, |_| Ok(()))?;
     Ok(found.diff)
 }

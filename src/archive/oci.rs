@@ -77,7 +77,7 @@ pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Pl
 }
 
 /// The descriptors for the wanted platform; those that tell no platform are for every one. If none
-/// is asked for, a single image is what was meant, whatever it is for.
+/// is asked for, a single image, by whatever names, is what was meant, whatever it is for.
 fn fitting<'a>(listed: &'a [Descriptor], asked: Option<&Platform>) -> Result<Vec<&'a Descriptor>> {
     let images: Vec<_> = listed.iter().filter(|d| !d.is_beside_the_image()).collect();
     let wanted = asked.cloned().unwrap_or_else(Platform::here);
@@ -86,7 +86,11 @@ fn fitting<'a>(listed: &'a [Descriptor], asked: Option<&Platform>) -> Result<Vec
     if !fitting.is_empty() {
         return Ok(fitting);
     }
-    if images.len() > 1 || asked.is_some() && !images.is_empty() {
+    let same = |image: &&Descriptor| {
+        (&image.digest, &image.platform) == (&images[0].digest, &images[0].platform)
+    };
+    let is_one = images.iter().all(same);
+    if !is_one || asked.is_some() && !images.is_empty() {
         let platforms: Vec<_> =
             images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::to_string).collect();
         return Err(Error::Unsupported(format!(
@@ -222,5 +226,7 @@ mod tests {
         let vax = "linux/vax".parse().unwrap();
         assert_eq!(fitting(&listed, Some(&vax)).unwrap()[0].digest, "x");
         assert!(fitting(&listed[..1], Some(&Platform::here())).is_err());
+        let twice = [listed[0].clone(), listed[0].clone()];
+        assert_eq!(fitting(&twice, None).unwrap().len(), 2, "one image that has two names");
     }
 }

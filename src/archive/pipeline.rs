@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -38,6 +39,14 @@ pub(super) struct Digests {
     pub(super) size: u64,
 }
 
+/// What a layer may take.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds<'a> {
+    pub(super) limits: Limits,
+    /// Uncompressed bytes so far, of all layers.
+    pub(super) bytes: &'a AtomicU64,
+}
+
 /// What is hashed.
 enum Hashed {
     Plain(Arc<Vec<u8>>),
@@ -51,7 +60,7 @@ enum Hashed {
 pub(super) fn run<T>(
     blob: impl Read + Send,
     what: &str,
-    limits: Limits,
+    bounds: Bounds<'_>,
     progress: &dyn LayerProgress,
     use_it: impl FnOnce(&mut dyn Read) -> Result<T>,
 ) -> Result<(Digests, Result<T>)> {
@@ -60,7 +69,7 @@ pub(super) fn run<T>(
         let (to_user, plain) = sync_channel(WAITING);
         let hasher = scope.spawn(move || hash_all(&hashed));
         let producer = scope
-            .spawn(move || produce(blob, what, limits, progress, &Outlets { to_hash, to_user }));
+            .spawn(move || produce(blob, what, bounds, progress, &Outlets { to_hash, to_user }));
         let mut chunks = Chunks { from: plain, chunk: Arc::default(), at: 0 };
         let used = use_it(&mut chunks);
         if used.as_ref().err().is_none_or(Error::may_be_of_damage) {
@@ -107,7 +116,7 @@ struct Outlets {
 fn produce(
     blob: impl Read,
     what: &str,
-    limits: Limits,
+    bounds: Bounds<'_>,
     progress: &dyn LayerProgress,
     outlets: &Outlets,
 ) -> std::result::Result<u64, Stopped> {
@@ -131,9 +140,11 @@ fn produce(
         if chunk.is_empty() {
             break;
         }
-        limits.check(Name::Bytes, plain_bytes)?;
+        let len = chunk.len() as u64;
+        let all_bytes = len + bounds.bytes.fetch_add(len, Ordering::Relaxed);
+        bounds.limits.check(Name::Bytes, all_bytes)?;
         if plain_bytes > RATIO_FREE {
-            limits.check(Name::Ratio, plain_bytes / count.get().max(1))?;
+            bounds.limits.check(Name::Ratio, plain_bytes / count.get().max(1))?;
         }
         let chunk = Arc::new(chunk);
         let hashing = outlets.to_hash.send(Hashed::Plain(Arc::clone(&chunk)));
@@ -218,7 +229,8 @@ mod tests {
     use crate::archive::progress::Silent;
 
     fn read_all(blob: &[u8], limits: Limits) -> Result<(Digests, Result<Vec<u8>>)> {
-        run(blob, "it", limits, &Silent, |plain| {
+        let bytes = AtomicU64::new(0);
+        run(blob, "it", Bounds { limits, bytes: &bytes }, &Silent, |plain| {
             let mut all = Vec::new();
             plain.read_to_end(&mut all).map_err(|e| Error::io("read", "it", e))?;
             Ok(all)
@@ -241,7 +253,8 @@ mod tests {
     #[test]
     fn what_is_not_read_is_hashed_too() {
         let plain = vec![7; 5_000_000];
-        let (digests, _) = run(&plain[..], "it", Limits::default(), &Silent, |_| Ok(())).unwrap();
+        let bounds = Bounds { limits: Limits::default(), bytes: &AtomicU64::new(0) };
+        let (digests, _) = run(&plain[..], "it", bounds, &Silent, |_| Ok(())).unwrap();
         assert_eq!(digests.diff.0, Digest::of(&plain));
     }
 
@@ -260,8 +273,9 @@ mod tests {
     #[test]
     fn a_user_that_gives_up_is_heard() {
         let plain = vec![7; 5_000_000];
-        let result = run(&plain[..], "it", Limits::default(), &Silent, |_| -> Result<()> {
-            Err(Error::Limit { name: "depth", limit: 1 })
+        let bounds = Bounds { limits: Limits::default(), bytes: &AtomicU64::new(0) };
+        let result = run(&plain[..], "it", bounds, &Silent, |_| -> Result<()> {
+            Err(Error::Limit { what: None, name: "depth", limit: 1 })
         });
         assert!(matches!(result, Err(Error::Limit { .. })));
     }

@@ -1,5 +1,6 @@
 //! Where the parts of an image lie: an archive, indexed, or an OCI layout folder.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -8,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::compression::{self, read_full};
-use super::limits::{self, Limits};
+use super::compression::{self, Compression, read_full};
+use super::limits::{self, Limits, RATIO_FREE};
 use super::tar::{BLOCK, Kind, Reader, begins_tar};
 use super::{Error, Result};
 use crate::store::digest::Digest;
@@ -88,7 +89,9 @@ impl Source {
                 let mut block = [0; BLOCK];
                 let is_file = file.metadata().map_err(failed)?.is_file();
                 let len = if is_file { file.read_at(&mut block, 0).map_err(failed)? } else { 0 };
-                if len == BLOCK && begins_tar(&block) {
+                // As with a stream, what has a magic is compressed, whatever else it may be.
+                let is_plain = compression::sniff(&block) == Compression::None;
+                if len == BLOCK && is_plain && begins_tar(&block) {
                     let entries = index(&file, limits)?;
                     return Ok(Self::new(Place::Archive { file, is_copy: false, entries }, limits));
                 }
@@ -97,14 +100,19 @@ impl Source {
         };
         let spool = |e| Error::io("write", staging.display(), e);
         let mut file = tempfile::tempfile_in(staging).map_err(spool)?;
-        let mut plain = compression::decoder(input, "the archive")?;
+        let count = Cell::new(0);
+        let mut plain = compression::decoder(Counted { input, count: &count }, "the archive")?;
         let mut block = [0; BLOCK];
         let len = read_full(&mut plain, &mut block).map_err(failed)?;
         if len < BLOCK || !begins_tar(&block) {
             return Err(Error::NotATar);
         }
         let mut whole = io::Cursor::new(block).chain(plain);
-        copy(&mut whole, &mut file, staging, limits)?;
+        copy(&mut whole, &mut file, staging, |bytes| {
+            limits.check(limits::Name::Bytes, bytes)?;
+            let ratio = if bytes > RATIO_FREE { bytes / count.get().max(1) } else { 0 };
+            limits.check(limits::Name::Ratio, ratio)
+        })?;
         let entries = index(&file, limits)?;
         Ok(Self::new(Place::Archive { file, is_copy: true, entries }, limits))
     }
@@ -119,7 +127,9 @@ impl Source {
             Input::Stream(mut stream) => {
                 let failed = |e| Error::io("write", staging.display(), e);
                 let mut file = tempfile::tempfile_in(staging).map_err(failed)?;
-                copy(&mut stream, &mut file, staging, limits)?;
+                copy(&mut stream, &mut file, staging, |bytes| {
+                    limits.check(limits::Name::Bytes, bytes)
+                })?;
                 (file, true)
             }
         };
@@ -217,9 +227,11 @@ impl Source {
     /// A whole manifest, index or config.
     pub(super) fn document(&self, path: &str) -> Result<Vec<u8>> {
         let size = self.size(path)?;
-        self.limits.check(limits::Name::Document, size)?;
+        self.limits.check(limits::Name::Document, size).map_err(|e| e.of(path))?;
         let all = size + self.documents.fetch_add(size, Ordering::Relaxed);
-        self.limits.check(limits::Name::Document, all / ALL_DOCUMENTS)?;
+        self.limits
+            .check(limits::Name::Document, all / ALL_DOCUMENTS)
+            .map_err(|e| e.of("all manifests and configs together"))?;
         let mut bytes = Vec::new();
         let mut reader = self.open(path)?.take(size + 1);
         reader.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
@@ -251,8 +263,27 @@ pub(super) fn verify(what: &str, expected: Digest, bytes: &[u8]) -> Result<()> {
     Err(Error::Digest { what: what.to_owned(), expected, found })
 }
 
-/// Copies, telling a failing read from a failing write.
-fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Result<()> {
+/// Counts what is read.
+struct Counted<'a, R> {
+    input: R,
+    count: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.count.set(self.count.get() + len as u64);
+        Ok(len)
+    }
+}
+
+/// Copies, telling a failing read from a failing write; `check` is asked of the bytes so far.
+fn copy(
+    from: &mut impl Read,
+    to: &mut File,
+    place: &Path,
+    check: impl Fn(u64) -> Result<()>,
+) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
     loop {
@@ -261,7 +292,7 @@ fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Re
             return Ok(());
         }
         done += len as u64;
-        limits.check(limits::Name::Bytes, done)?;
+        check(done)?;
         io::Write::write_all(to, &buffer[..len])
             .map_err(|e| Error::io("write", place.display(), e))?;
     }
@@ -270,6 +301,9 @@ fn copy(from: &mut impl Read, to: &mut File, place: &Path, limits: Limits) -> Re
 fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
     let end = file.metadata().map_err(|e| Error::io("read", "the archive", e))?.len();
     let window = Window { file, position: 0, end };
+    // Those are the layers' limits; an archive of layers has its own.
+    let of_archives = Limits::default();
+    let limits = Limits { path: of_archives.path, entries: of_archives.entries, ..limits };
     let mut reader = Reader::new(BufReader::with_capacity(INDEX_BUFFER, window), limits);
     let (mut entries, mut names) = (HashMap::new(), 0);
     while let Some(entry) = reader.next_entry()? {

@@ -1,6 +1,7 @@
 //! Whether a layer on disk is what its DiffID says: its tar is written again, hashed, and read
 //! beside the files.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -15,6 +16,7 @@ use super::tar::{Entry, Kind, Reader};
 use super::tar_split::{Piece, Pieces};
 use super::unpack::Replaced;
 use super::{Error, Result};
+use crate::layers::acl;
 use crate::layers::override_stat::OverrideXattr;
 use crate::layers::private_xattr;
 use crate::store::Store;
@@ -134,14 +136,22 @@ impl Checker {
             self.directories.insert(path, entry);
             return Ok(());
         }
-        if self.directories.remove(&path).is_some() {
-            let below = [&path, &b"/"[..]].concat();
-            self.directories.retain(|path, _| !path.starts_with(&below));
-        }
+        self.forget_directories(&path);
         if self.replaced.next(&path).is_some() || self.links.contains(&path) {
             return Ok(());
         }
         self.check_object(&entry, &path)
+    }
+
+    /// No directory is left where something else was unpacked, nor below.
+    fn forget_directories(&mut self, path: &[u8]) {
+        self.directories.remove(path);
+        let below = [path, b"/"].concat();
+        let from = self.directories.range(below.clone()..).map(|(path, _)| path);
+        let gone: Vec<_> = from.take_while(|path| path.starts_with(&below)).cloned().collect();
+        for path in gone {
+            self.directories.remove(&path);
+        }
     }
 
     /// Where the next entry was unpacked; the root is an empty path.
@@ -174,7 +184,7 @@ impl Checker {
             move |e: Errno| Error::io(op, path, e.into())
         };
         let mut stat = sys::fstat(object).map_err(failed("stat"))?;
-        let real = stat.kind();
+        let (real, real_mode) = (stat.kind(), stat.permissions());
         if let Some(xattr) = self.overrides {
             if xattr.is_for(real) {
                 if let Some(kept) = xattr.read(object.as_fd()).map_err(failed("read xattrs of"))? {
@@ -192,7 +202,13 @@ impl Checker {
         {
             self.off(path, "it leads elsewhere");
         }
-        for (name, value) in &*entry.xattrs {
+        let is_link = entry.kind == Kind::HardLink; // its xattrs are those of the other entry
+        for (name, value) in entry.xattrs.iter().filter(|_| !is_link) {
+            let value = match &name[..] {
+                acl::ACCESS => acl::with_mode(value, real_mode).map(Cow::Owned),
+                _ => Some(Cow::Borrowed(value)),
+            };
+            let Some(value) = value else { continue };
             let held = self.overrides.and_then(|xattr| xattr.held_name(name));
             let has = |name: &[u8]| sys::get_xattr(object.as_fd(), name).is_ok_and(|v| v == *value);
             let is_kept = has(name) || held.is_some_and(|held| has(&held));

@@ -2,15 +2,10 @@
 
 use std::fmt;
 
-/// Prefixes of the default registry that the familiar form leaves out (the distribution
-/// project's `reference` package, `FamiliarName`).
-const DEFAULT_PREFIXES: [&str; 5] = [
-    "docker.io/library/",
-    "index.docker.io/library/",
-    "docker.io/",
-    "index.docker.io/",
-    "library/",
-];
+/// What the familiar form leaves out (the distribution project's `reference` package,
+/// `FamiliarName`): the default registry, and there the namespace of a name that has no other.
+const DEFAULT_REGISTRIES: [&str; 2] = ["docker.io/", "index.docker.io/"];
+const DEFAULT_NAMESPACE: &str = "library/";
 /// The tag of a name that has none.
 const DEFAULT_TAG: &str = "latest";
 /// Longest name and longest tag (the same package's limits).
@@ -38,10 +33,7 @@ impl Name {
             Some(colon) => (&text[..last + colon], &text[last + colon + 1..]),
             None => (text, DEFAULT_TAG),
         };
-        let familiar = DEFAULT_PREFIXES
-            .iter()
-            .find_map(|prefix| repository.strip_prefix(prefix))
-            .unwrap_or(repository);
+        let familiar = familiar(repository);
         if !is_repository(familiar) || !is_tag(tag) {
             return Err(bad());
         }
@@ -63,6 +55,16 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.repository, self.tag)
     }
+}
+
+/// The short form, which reads as the same name.
+fn familiar(repository: &str) -> &str {
+    let without_registry =
+        |text| DEFAULT_REGISTRIES.iter().find_map(|registry| str::strip_prefix(text, *registry));
+    // What looks like a registry behind the registry would be taken for one.
+    let rest = without_registry(repository).filter(|rest| without_registry(rest).is_none());
+    let rest = rest.unwrap_or(repository);
+    rest.strip_prefix(DEFAULT_NAMESPACE).filter(|name| !name.contains('/')).unwrap_or(rest)
 }
 
 /// Path components of lowercase letters and digits, with separators between them; the first
@@ -105,6 +107,9 @@ mod tests {
             ("docker.io/library/alpine:3", Some("alpine:3")),
             ("library/alpine:3", Some("alpine:3")),
             ("docker.io/grafana/loki", Some("grafana/loki:latest")),
+            ("library/library/x", Some("library/library/x:latest")),
+            ("docker.io/library/a/b", Some("library/a/b:latest")),
+            ("index.docker.io/docker.io/x", Some("index.docker.io/docker.io/x:latest")),
             ("localhost:5000/a/b:c", Some("localhost:5000/a/b:c")),
             ("localhost:5000/a", Some("localhost:5000/a:latest")),
             ("a__b", Some("a__b:latest")),
@@ -119,6 +124,8 @@ mod tests {
         for (text, expected) in table {
             let name = Name::parse(text).ok().map(|name| name.to_string());
             assert_eq!(name.as_deref(), expected, "{text}");
+            let again = name.map(|name| Name::parse(&name).unwrap().to_string());
+            assert_eq!(again.as_deref(), expected, "{text}");
         }
     }
 }

@@ -4,7 +4,9 @@
 //! the next one that builds removes it.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -105,21 +107,70 @@ impl Store {
     }
 }
 
-/// Removes a tree, also directories that their owner may not read or write.
+/// Removes a tree, also directories that their owner may not read or write, and however deep: where
+/// the usual way fails, each directory is moved to the top before it is emptied.
 pub(super) fn remove_all(path: &Path) -> std::io::Result<()> {
     match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
-        result => return result,
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(e),
+        Err(_) => remove_piecewise(path), // not allowed, or more levels than files may be open
     }
+}
+
+fn remove_piecewise(path: &Path) -> std::io::Result<()> {
+    let open_up = |dir: &Path| fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    open_up(path)?;
     let mut todo = vec![path.to_owned()];
+    // No layer has such a name, and no other process.
+    let own_prefix = format!(".wh..wh.removed-{}-", std::process::id());
+    let is_moved = |name: &OsStr| name.as_bytes().starts_with(own_prefix.as_bytes());
+    let mut moved = 0;
     while let Some(dir) = todo.pop() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
+            let at = entry.path();
+            if !entry.file_type()?.is_dir() {
+                fs::remove_file(&at)?;
+                continue;
             }
+            if dir == path && is_moved(&entry.file_name()) {
+                continue; // it is in the list
+            }
+            open_up(&at)?; // moving it changes its `..`
+            moved += 1;
+            let top = path.join(format!("{own_prefix}{moved}"));
+            fs::rename(&at, &top)?;
+            todo.push(top);
+        }
+        if dir != path {
+            fs::remove_dir(&dir)?;
         }
     }
-    fs::remove_dir_all(path)
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trees_of_any_kind_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        // Deeper than a path may be long, so made from below.
+        for level in 0..3000 {
+            let (above, below) = (dir.path().join("above"), &top);
+            fs::create_dir(&above).unwrap();
+            fs::write(above.join("file"), "").unwrap();
+            fs::rename(below, above.join(format!("level{level}"))).unwrap();
+            fs::rename(&above, below).unwrap();
+        }
+        let locked = top.join("locked");
+        fs::create_dir(&locked).unwrap();
+        fs::write(locked.join("file"), "").unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
+        remove_piecewise(&top).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

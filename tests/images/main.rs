@@ -12,6 +12,7 @@ mod duplicates;
 mod faults;
 mod flatten;
 mod formats;
+mod fuzzed;
 mod hostile;
 mod layer_rules;
 mod limits;

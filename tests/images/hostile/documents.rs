@@ -185,7 +185,6 @@ fn indexes_within_indexes() {
 }
 
 #[test]
-#[ignore = "sizes in descriptors are not compared yet"]
 fn descriptors_of_a_wrong_size() {
     for_each_user(|arena| {
         let change = |size: &mut Value, by: i64| *size = json!(size.as_i64().unwrap() + by);
@@ -264,7 +263,6 @@ fn the_list_of_images_never_commands_a_terminal() {
 }
 
 #[test]
-#[ignore = "images --format json prints U+007F to U+009F as they are"]
 fn nor_does_the_json_list_of_images() {
     for_each_user(|arena| {
         for evil in ["\u{9b}31m", "\u{7f}\u{7f}\u{7f}", "\u{85}"] {

@@ -104,7 +104,6 @@ fn a_fifo_with_a_writer() {
 }
 
 #[test]
-#[ignore = "a device that never ends, as a blob, is read for ever"]
 fn devices() {
     for_each_user(|arena| {
         if !crate::common::is_root() {
@@ -132,7 +131,6 @@ fn endless_documents() {
 }
 
 #[test]
-#[ignore = "a blob is read to its end, however much larger than its descriptor says"]
 fn endless_layers() {
     for_each_user(|arena| {
         let (folder, parts) = lay_out(arena);

@@ -84,7 +84,6 @@ fn through_symlinks() {
 
 /// openat2(2) gives EAGAIN for a `..` while anything on the machine is renamed or mounted.
 #[test]
-#[ignore = "what openat2 says shall be tried again is not"]
 fn while_others_rename() {
     for_each_user(|arena| {
         let mut layer = vec![dir("d/e"), symlink("d/e/up", "../..")];
@@ -118,7 +117,7 @@ fn through_chains_of_symlinks() {
                 dir("d"),
                 symlink("a", "b"),
                 symlink("b", "d/c"),
-                symlink("d/c", "/e"),
+                symlink("d/c", "../e"),
                 symlink("e", way),
                 symlink("loop", "loop2"),
                 symlink("loop2", "loop"),
@@ -217,7 +216,7 @@ fn hard_links_to_what_cannot_be_linked() {
     for_each_user(|arena| {
         let nothing = "link to nothing";
         let table: [(&str, Vec<TarEntry>, &str); 7] = [
-            ("itself", vec![hard_link("a", "a")], nothing),
+            ("itself", vec![hard_link("a", "a")], "link to itself"),
             ("itself, a file", vec![file("a"), hard_link("a", "a")], ""),
             ("each other", vec![hard_link("a", "b"), hard_link("b", "a")], nothing),
             ("what comes later", vec![hard_link("a", "b"), file("b")], nothing),

@@ -202,7 +202,6 @@ fn numbers_of_all_fields_at_their_limits() {
 
 /// To chown(2), the last number of all is none: it would leave the file to whoever unpacks.
 #[test]
-#[ignore = "not yet refused: panics in a debug build"]
 fn the_owner_that_is_none() {
     for_each_user(|arena| {
         for key in ["uid", "gid"] {
