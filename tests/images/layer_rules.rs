@@ -216,6 +216,29 @@ fn marks() {
     ]);
 }
 
+/// Loaded by root it is a real device, which the union takes for the kernel overlayfs's whiteout (so
+/// docker and podman do, on that); loaded by an ordinary user it is one that is kept in an xattr.
+#[test]
+#[ignore = "root's mount hides it and what is below, an ordinary user's shows it"]
+fn a_device_numbered_0_0_is_no_whiteout() {
+    need_mount!();
+    let mut upper = tar::Header::new_ustar();
+    upper.set_entry_type(EntryType::Char);
+    upper.set_path("f").unwrap();
+    for set in [tar::Header::set_device_major, tar::Header::set_device_minor] {
+        set(&mut upper, 0).unwrap();
+    }
+    upper.set_mode(0o600);
+    upper.set_uid(0);
+    upper.set_gid(0);
+    upper.set_mtime(0);
+    upper.set_size(0);
+    upper.set_cksum();
+    let layers = vec![new().file("f", "below").tar(), upper.as_bytes().to_vec()];
+    let (what, tree) = ("0:0".to_owned(), flatten(&layers));
+    expect_images(&[Image { what, layers, tree }]);
+}
+
 #[test]
 fn leftovers_of_aufs() {
     need_mount!();
