@@ -210,6 +210,8 @@ impl Unpacker<'_> {
         let real = join(&parent.path, name);
         let at = Place { dir: parent.fd.as_fd(), name, path: &real };
         self.make_directory(&at)?;
+        // As an entry is: short paths may imply as much as many entries list.
+        self.limits.check(Name::Entries, self.implied.len() as u64)?;
         self.implied.insert(real.clone());
         self.attributes.insert(real.clone(), DirAttributes::default());
         let fd = at.io("open", sys::open_at(at.dir, name, sys::O_DIRECTORY))?;
