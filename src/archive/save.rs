@@ -310,21 +310,28 @@ impl Save<'_> {
     fn kept_blobs(&self, manifest: &[u8]) -> Result<Vec<Blob>> {
         #[derive(serde::Deserialize)]
         struct Manifest {
-            layers: Vec<Layer>,
+            layers: Option<Vec<Layer>>,
         }
         #[derive(serde::Deserialize)]
         struct Layer {
             digest: String,
-            size: u64,
+            size: Option<u64>,
         }
         let manifest: Manifest =
             serde_json::from_slice(manifest).map_err(|e| Error::document("manifest", e))?;
         let blob = |layer: Layer| -> Result<Blob> {
             let digest = layer.digest.parse().map_err(|e| Error::document("manifest", e))?;
-            let from = From::File(self.store.kept_blob(&digest));
-            Ok(Blob { digest, size: layer.size, media_type: "", from })
+            let path = self.store.kept_blob(&digest);
+            let size = match layer.size {
+                Some(size) => size,
+                None => {
+                    let found = fs::metadata(&path);
+                    found.map_err(|e| Error::io("stat", path.display(), e))?.len()
+                }
+            };
+            Ok(Blob { digest, size, media_type: "", from: From::File(path) })
         };
-        manifest.layers.into_iter().map(blob).collect()
+        manifest.layers.unwrap_or_default().into_iter().map(blob).collect()
     }
 
     fn diffs(&self, id: &ImageId) -> Result<Vec<DiffId>> {
@@ -427,10 +434,11 @@ fn descriptor(manifest: &[u8], platform: Option<&Platform>, name: Option<&Name>)
         #[serde(rename = "mediaType")]
         media_type: Option<String>,
     }
-    let typed: Typed =
-        serde_json::from_slice(manifest).map_err(|e| Error::document("manifest", e))?;
+    // It was loaded by its other fields, whatever this one is.
+    let media_type =
+        serde_json::from_slice(manifest).ok().and_then(|typed: Typed| typed.media_type);
     let mut descriptor = json!({
-        "mediaType": typed.media_type.as_deref().unwrap_or(MANIFEST),
+        "mediaType": media_type.as_deref().unwrap_or(MANIFEST),
         "digest": Digest::of(manifest).to_string(),
         "size": manifest.len(),
     });

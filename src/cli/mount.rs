@@ -124,6 +124,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     check_layers(&options)?;
     options.merged_index = store.merged_index(&image)?;
     options.ownership = image_ownership(&options.lowers);
+    options.lower_devices = true;
     options.volatile = args.volatile;
     options.accept_loss = args.accept_loss;
     let held = store.hold_image(&image).context("hold the image")?;

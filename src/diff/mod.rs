@@ -68,7 +68,9 @@ pub fn changes(
 ) -> Result<BTreeMap<Vec<u8>, Change>, Error> {
     let with_upper = std::iter::once(upper.upper.clone()).chain(lowers.iter().cloned());
     let after = Overlay::open(&MountOptions::new(with_upper.collect()))?;
-    let before = Overlay::open(&MountOptions::new(lowers))?;
+    let mut options = MountOptions::new(lowers);
+    options.lower_devices = true; // they are an image's
+    let before = Overlay::open(&options)?;
     let root = sys::open_dir(&upper.upper)
         .map_err(|errno| Error::Upper { path: upper.upper.display().to_string(), errno })?;
     let work = sys::open_dir(&upper.work)

@@ -252,7 +252,12 @@ impl Overlay {
             kind => rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, lower.rdev),
         }
         .context("create copy", name)?;
-        sys::open_at(dir, name, sys::O_PATH).context("open copy", name)
+        let copy = sys::open_at(dir, name, sys::O_PATH).context("open copy", name)?;
+        if lower.is_whiteout_device() {
+            let made = sys::fstat(&copy).context("stat copy", name)?;
+            self.upper()?.index().record_device(&made).context("record a device", name)?;
+        }
+        Ok(copy)
     }
 
     /// Gives the copy the owner, mode, xattrs and times of the lower file.

@@ -179,7 +179,7 @@ impl Overlay {
                 break;
             }
             let fd = self.lower_dir(lower)?;
-            let found = read_layer_dir(fd.as_fd(), &|_| false)
+            let found = read_layer_dir(fd.as_fd(), &|_| self.lower_devices)
                 .context("read lower directory", &lower.path)?;
             open = merge.add(LayerIndex::Lower(lower.layer), found);
             used += 1;

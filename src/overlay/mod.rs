@@ -96,6 +96,7 @@ pub struct Overlay {
     atime: Atime,
     owners: Owners,
     acl: bool,
+    lower_devices: bool,
     static_nlink: bool,
     attr_watcher: AttrWatcher,
     /// The xattrs in which rich layers hold their pointers.
@@ -150,6 +151,7 @@ impl Overlay {
             atime: options.atime,
             acl: options.acl && owners.allow_acls(),
             owners,
+            lower_devices: options.lower_devices,
             static_nlink: options.static_nlink,
             attr_watcher: AttrWatcher::default(),
             namespace,

@@ -27,6 +27,9 @@ pub struct MountOptions {
     pub ownership: Ownership,
     /// Whether files have access control lists (mount option `noacl`: they do not).
     pub acl: bool,
+    /// Whether 0:0 character devices in the lowers are devices, not the whiteouts of the kernel's
+    /// overlayfs: so it is in the layers of images, where files are whiteouts.
+    pub lower_devices: bool,
     /// Show a link count of 1 for every directory (mount option `static_nlink`).
     pub static_nlink: bool,
     /// Who mounts, in words, for those who find the upper layer locked.
@@ -82,6 +85,7 @@ impl MountOptions {
             atime: Atime::Relative,
             ownership: Ownership::default(),
             acl: true,
+            lower_devices: false,
             static_nlink: false,
             holder: format!("pid {}", std::process::id()),
             max_open_files: 256,

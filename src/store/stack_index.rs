@@ -27,6 +27,7 @@ impl Store {
         }
         let mut options = MountOptions::new(layers);
         options.ownership = image_ownership(&options.lowers);
+        options.lower_devices = true;
         let built = Overlay::open(&options)
             .map_err(|error| error.to_string())
             .and_then(|union| union.build_index().map_err(|error| error.to_string()));

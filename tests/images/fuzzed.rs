@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use serde_json::{Value, json};
 use tar::EntryType;
 
-use crate::archives::{Layer, docker_files, tar_of};
+use crate::archives::{Layer, docker_files, oci_files, sha, tar_of};
 use crate::bad_images::refused;
 use crate::common::mounted::run;
 use crate::need_mount;
@@ -92,4 +93,32 @@ fn a_tar_with_the_magic_of_gzip_is_the_same_in_a_pipe() {
     // It may give up before it has read all.
     let _ = load.stdin.take().unwrap().write_all(&archive);
     assert!(!load.wait().unwrap().success());
+}
+
+#[test]
+fn a_kept_manifest_that_tells_little_is_saved() {
+    let mut files =
+        oci_files("x:1", &[Layer::default().file("f", "1").tar()], "tar", <[u8]>::to_vec);
+    let index = files.iter().position(|(path, _)| path == "index.json").unwrap();
+    let mut listed: Value = serde_json::from_slice(&files[index].1).unwrap();
+    let digest = listed["manifests"][0]["digest"].as_str().unwrap().replace("sha256:", "");
+    let path = format!("blobs/sha256/{digest}");
+    let (_, manifest) = files.iter().find(|(known, _)| *known == path).unwrap();
+    let mut manifest: Value = serde_json::from_slice(manifest).unwrap();
+    manifest["mediaType"] = json!([]);
+    manifest["layers"][0].as_object_mut().unwrap().remove("size");
+    let manifest = manifest.to_string().into_bytes();
+    let digest = sha(&manifest);
+    listed["manifests"][0]["digest"] = json!(format!("sha256:{digest}"));
+    listed["manifests"][0]["size"] = json!(manifest.len());
+    files[index].1 = listed.to_string().into_bytes();
+    files.push((format!("blobs/sha256/{digest}"), manifest));
+
+    let place = Place::new();
+    place.load_with(&["--keep-blobs"], &place.write("image", &tar_of(&files)));
+    let saved = place.path("made/saved.tar");
+    run(place.plyfs().args(["save", "--format", "oci-archive", "x:1", "-o"]).arg(&saved));
+    let again = Place::new();
+    again.load(&saved);
+    assert_eq!(again.ids(), place.ids());
 }

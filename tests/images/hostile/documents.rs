@@ -236,7 +236,9 @@ fn texts_never_command_a_terminal() {
             edit(&mut files, "index.json", |index| {
                 let mut entry = index["manifests"][0].clone();
                 entry["platform"] = json!({ "os": text, "architecture": text, "variant": text });
-                index["manifests"] = json!([entry, entry]);
+                let mut other = entry.clone();
+                other["platform"]["architecture"] = json!("vax");
+                index["manifests"] = json!([entry, other]);
             });
             arena.attack_archive(&what, &tar_of(&files)).refused("");
             let mut files = oci(arena, |_| ());
