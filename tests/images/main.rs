@@ -5,6 +5,7 @@
 mod common;
 
 mod archives;
+mod attributes;
 mod bad_images;
 mod compressed;
 mod containers;
