@@ -47,7 +47,7 @@ complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "stats" -d 'Count the re
 complete -c plyfs -n "__fish_plyfs_needs_command" -f -a "completions" -d 'Print a shell\'s completions of this command line'
 complete -c plyfs -n "__fish_plyfs_using_subcommand load" -s i -l input -d 'The same, as docker has it' -r -F
 complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l platform -d 'Of an index, the image for OS/ARCHITECTURE[/VARIANT]; default: this machine\'s' -r
-complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l limit -d 'Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document or layers' -r
+complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l limit -d 'Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document, layers, images, names or lookups' -r
 complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l format -d 'How to print what was loaded' -r -f -a "table\t'Text for people'
 json\t'One JSON object per line'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand load" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
@@ -56,7 +56,7 @@ complete -c plyfs -n "__fish_plyfs_using_subcommand load" -s q -l quiet -d 'Do n
 complete -c plyfs -n "__fish_plyfs_using_subcommand load" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -s m -l message -d 'A note in the image\'s history' -r
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l platform -d 'Of an index, the image for OS/ARCHITECTURE[/VARIANT]; default: this machine\'s' -r
-complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l limit -d 'Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document or layers' -r
+complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l limit -d 'Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document, layers, images, names or lookups' -r
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l format -d 'How to print what was made' -r -f -a "table\t'Text for people'
 json\t'One JSON object per line'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F

@@ -48,10 +48,16 @@ impl Default for Place {
     }
 }
 
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.set(format!("bytes={MAX_BYTES}").parse().expect("a limit"));
+    limits
+}
+
 impl Place {
     fn options(&self) -> LoadOptions<'static> {
         LoadOptions {
-            limits: Limits { bytes: MAX_BYTES, ..Limits::default() },
+            limits: limits(),
             platform: self.platform.clone(),
             keep_blobs: self.keep_blobs,
             progress: &Silent,

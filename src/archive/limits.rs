@@ -26,48 +26,14 @@ pub const MAX_LAYERS: u64 = 500;
 /// Uncompressed bytes that no ratio is asked of: a small layer is no bomb, however it is packed.
 pub const RATIO_FREE: u64 = 64 << 20;
 
-/// The limits of one load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// See [`MAX_BYTES`].
-    pub bytes: u64,
-    /// See [`MAX_ENTRIES`].
-    pub entries: u64,
-    /// See [`MAX_DEPTH`].
-    pub depth: u64,
-    /// See [`MAX_PATH`].
-    pub path: u64,
-    /// See [`MAX_XATTR`].
-    pub xattr: u64,
-    /// See [`MAX_RATIO`].
-    pub ratio: u64,
-    /// See [`MAX_DOCUMENT`].
-    pub document: u64,
-    /// See [`MAX_LAYERS`].
-    pub layers: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            bytes: MAX_BYTES,
-            entries: MAX_ENTRIES,
-            depth: MAX_DEPTH,
-            path: MAX_PATH,
-            xattr: MAX_XATTR,
-            ratio: MAX_RATIO,
-            document: MAX_DOCUMENT,
-            layers: MAX_LAYERS,
-        }
-    }
-}
-
-/// One limit with its new value, as the command line gives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
-    name: Name,
-    value: u64,
-}
+/// Images of one archive.
+pub const MAX_IMAGES: u64 = 1000;
+/// Names of all images of one archive.
+pub const MAX_NAMES: u64 = 10_000;
+/// Look-ups in single layers for what a stack's layers take from those below, 32 levels of
+/// directories counting as one more: each hard link into a layer below and each directory that no
+/// tar lists is looked up in every layer.
+pub const MAX_LOOKUPS: u64 = 1_000_000;
 
 /// Which limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,23 +46,41 @@ pub(super) enum Name {
     Ratio,
     Document,
     Layers,
+    Images,
+    Names,
+    Lookups,
 }
 
-impl Name {
-    const ALL: [(&'static str, Self); 8] = [
-        ("bytes", Self::Bytes),
-        ("entries", Self::Entries),
-        ("depth", Self::Depth),
-        ("path", Self::Path),
-        ("xattr", Self::Xattr),
-        ("ratio", Self::Ratio),
-        ("document", Self::Document),
-        ("layers", Self::Layers),
-    ];
+/// All limits, in the enum's order: their names on the command line and their built-in values.
+const ALL: [(Name, &str, u64); 11] = [
+    (Name::Bytes, "bytes", MAX_BYTES),
+    (Name::Entries, "entries", MAX_ENTRIES),
+    (Name::Depth, "depth", MAX_DEPTH),
+    (Name::Path, "path", MAX_PATH),
+    (Name::Xattr, "xattr", MAX_XATTR),
+    (Name::Ratio, "ratio", MAX_RATIO),
+    (Name::Document, "document", MAX_DOCUMENT),
+    (Name::Layers, "layers", MAX_LAYERS),
+    (Name::Images, "images", MAX_IMAGES),
+    (Name::Names, "names", MAX_NAMES),
+    (Name::Lookups, "lookups", MAX_LOOKUPS),
+];
 
-    fn text(self) -> &'static str {
-        Self::ALL.iter().find(|(_, name)| *name == self).map_or("", |(text, _)| text)
+/// The limits of one load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits([u64; ALL.len()]);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self(ALL.map(|(.., value)| value))
     }
+}
+
+/// One limit with its new value, as the command line gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    name: Name,
+    value: u64,
 }
 
 impl FromStr for Limit {
@@ -104,10 +88,11 @@ impl FromStr for Limit {
 
     /// Reads `NAME=VALUE`; a value may end in K, M, G or T (powers of 1024).
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let names = || Name::ALL.map(|(name, _)| name).join(", ");
+        let names = || ALL.map(|(_, name, _)| name).join(", ");
         let (name, value) = text.split_once('=').ok_or("NAME=VALUE is expected")?;
-        let known = Name::ALL.iter().find(|(known, _)| *known == name);
-        let (_, name) = known.ok_or_else(|| format!("no limit {name:?}: there are {}", names()))?;
+        let known = ALL.iter().find(|(_, known, _)| *known == name);
+        let (name, ..) =
+            known.ok_or_else(|| format!("no limit {name:?}: there are {}", names()))?;
         let (digits, shift) = match value.as_bytes().last() {
             Some(b'K') => (&value[..value.len() - 1], 10),
             Some(b'M') => (&value[..value.len() - 1], 20),
@@ -124,50 +109,49 @@ impl FromStr for Limit {
 impl Limits {
     /// No limits, for what is known already.
     pub(super) fn none() -> Self {
-        let all = u64::MAX;
-        Self {
-            bytes: all,
-            entries: all,
-            depth: all,
-            path: all,
-            xattr: all,
-            ratio: all,
-            document: all,
-            layers: all,
-        }
+        Self([u64::MAX; ALL.len()])
     }
 
     /// Puts a value in the place of the built-in one.
     pub fn set(&mut self, limit: Limit) {
-        *self.field(limit.name) = limit.value;
+        self.0[limit.name as usize] = limit.value;
     }
 
-    fn field(&mut self, name: Name) -> &mut u64 {
-        match name {
-            Name::Bytes => &mut self.bytes,
-            Name::Entries => &mut self.entries,
-            Name::Depth => &mut self.depth,
-            Name::Path => &mut self.path,
-            Name::Xattr => &mut self.xattr,
-            Name::Ratio => &mut self.ratio,
-            Name::Document => &mut self.document,
-            Name::Layers => &mut self.layers,
-        }
+    /// These, with another value of one.
+    pub(super) fn with(mut self, name: Name, value: u64) -> Self {
+        self.0[name as usize] = value;
+        self
+    }
+
+    /// The value of a limit.
+    pub(super) fn of(&self, name: Name) -> u64 {
+        self.0[name as usize]
     }
 
     /// Fails if `found` is over the limit.
-    pub(super) fn check(mut self, name: Name, found: u64) -> Result<()> {
-        let limit = *self.field(name);
-        match found <= limit {
+    pub(super) fn check(&self, name: Name, found: u64) -> Result<()> {
+        match found <= self.of(name) {
             true => Ok(()),
-            false => Err(Error::Limit { what: None, name: name.text(), limit }),
+            false => Err(self.exceeded(name)),
         }
+    }
+
+    /// The error of a limit that was hit.
+    pub(super) fn exceeded(&self, name: Name) -> Error {
+        Error::Limit { what: None, name: ALL[name as usize].1, limit: self.of(name) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_is_in_order() {
+        for (at, (name, ..)) in ALL.iter().enumerate() {
+            assert_eq!(*name as usize, at);
+        }
+    }
 
     #[test]
     fn limits_are_read_and_checked() {

@@ -5,6 +5,7 @@
 //! pipeline (see `pipeline`). What the store has is not unpacked again, only verified, and stays
 //! while the load goes on (`Store::pin`).
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,8 @@ use super::{Error, LayerBlob, LoadOptions, Loaded, Plan, Report, Result, docker,
 use crate::store::digest::{ChainId, DiffId, Digest};
 use crate::store::images::ImageConfig;
 use crate::store::layer_files::LayerFiles;
-use crate::store::layers::{Inherited, NewChain};
-use crate::store::{Staging, Store};
+use crate::store::layers::NewChain;
+use crate::store::{self, Staging, Store};
 
 /// Digits of a digest that tell layers apart on a terminal.
 const SHORT: usize = 12;
@@ -55,9 +56,12 @@ fn load_plans(
     plans: Vec<Plan>,
 ) -> Result<Report> {
     let images = plans.into_iter().map(Image::new).collect::<Result<Vec<_>>>()?;
+    options.limits.check(Name::Images, images.len() as u64)?;
     for image in &images {
         options.limits.check(Name::Layers, image.diffs.len() as u64)?;
     }
+    let names = images.iter().map(|image| image.plan.names.len() as u64).sum();
+    options.limits.check(Name::Names, names)?;
     let load = Load::new(store, staging, source, options, &images)?;
     let left_out = load.read_layers(&images)?;
     load.publish(&images, left_out)
@@ -270,15 +274,21 @@ impl<'a> Load<'a> {
     /// What the layers of each image take from one another: by the whole stack, where it is built.
     fn build_inherited(&self, images: &[Image]) -> Result<HashMap<ChainId, Option<PathBuf>>> {
         let mut built = HashMap::new();
+        let lookups = Cell::new(self.limits().of(Name::Lookups));
         for image in images {
             let Some((top, ..)) = image.chains().pop() else { continue };
-            if built.contains_key(&top) || self.store.inherited(&top)? != Inherited::Unknown {
+            if built.contains_key(&top) {
                 continue;
             }
             let homes: Vec<_> =
                 image.diffs.iter().rev().map(|diff| self.files(diff).home().to_owned()).collect();
             let at = self.staging.path().join(format!("inherited-{}", top.hex()));
-            let is_needed = self.store.build_inherited(&homes, &at)?;
+            let is_needed = match self.store.build_inherited(&homes, &at, &lookups) {
+                Err(store::Error::TooManyLookups) => {
+                    return Err(self.limits().exceeded(Name::Lookups));
+                }
+                built => built?,
+            };
             built.insert(top, is_needed.then_some(at));
         }
         Ok(built)

@@ -260,13 +260,13 @@ mod tests {
 
     #[test]
     fn limits_stop_the_stream() {
-        let limits = Limits { bytes: 1_000_000, ..Limits::default() };
+        let limits = Limits::default().with(Name::Bytes, 1_000_000);
         let error = read_all(&vec![0; 1_000_001], limits).unwrap_err().to_string();
         assert!(error.contains("bytes"), "{error}");
         let bomb = zstd::encode_all(io::repeat(0).take(RATIO_FREE + 1_000_000), 1).unwrap();
         let error = read_all(&bomb, Limits::default()).unwrap_err().to_string();
         assert!(error.contains("ratio"), "{error}");
-        let limits = Limits { ratio: u64::MAX, ..Limits::default() };
+        let limits = Limits::default().with(Name::Ratio, u64::MAX);
         assert!(read_all(&bomb, limits).unwrap().1.is_ok());
     }
 

@@ -13,6 +13,7 @@ use super::compression::{self, Compression, read_full};
 use super::limits::{self, Limits, RATIO_FREE};
 use super::tar::{BLOCK, Kind, Reader, begins_tar};
 use super::{Error, Result};
+use crate::layers::path;
 use crate::store::digest::Digest;
 use crate::sys;
 
@@ -303,7 +304,9 @@ fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
     let window = Window { file, position: 0, end };
     // Those are the layers' limits; an archive of layers has its own.
     let of_archives = Limits::default();
-    let limits = Limits { path: of_archives.path, entries: of_archives.entries, ..limits };
+    let limits = limits
+        .with(limits::Name::Path, of_archives.of(limits::Name::Path))
+        .with(limits::Name::Entries, of_archives.of(limits::Name::Entries));
     let mut reader = Reader::new(BufReader::with_capacity(INDEX_BUFFER, window), limits);
     let (mut entries, mut names) = (HashMap::new(), 0);
     while let Some(entry) = reader.next_entry()? {
@@ -328,7 +331,7 @@ fn index(file: &File, limits: Limits) -> Result<HashMap<Vec<u8>, Part>> {
             Kind::HardLink => Part::Link(normalized(&entry.link)),
             // A symlink's target is relative to where it stands.
             Kind::Symlink => {
-                let dir = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
+                let (dir, _) = path::split(&path);
                 Part::Link(normalized(&[dir, b"/", &entry.link].concat()))
             }
             _ => continue,

@@ -18,7 +18,7 @@ use super::unpack::Replaced;
 use super::{Error, Result};
 use crate::layers::acl;
 use crate::layers::override_stat::OverrideXattr;
-use crate::layers::private_xattr;
+use crate::layers::{path, private_xattr};
 use crate::store::Store;
 use crate::store::digest::{DiffId, Digest};
 use crate::store::layer_files::LayerFiles;
@@ -229,10 +229,7 @@ impl Checker {
         let entries = dir.and_then(|dir| sys::read_dir(dir.as_fd()));
         for entry in entries.map_err(|e| Error::io("read", at.escape_ascii(), e.into()))? {
             let before = at.len();
-            if !at.is_empty() {
-                at.push(b'/');
-            }
-            at.extend_from_slice(&entry.name);
+            path::push(at, &entry.name);
             if !self.known.contains(&at[..]) {
                 self.off(at, "the layer has no such file");
             } else if self.is_directory(at) {

@@ -36,7 +36,8 @@ pub(super) struct Reading {
     /// Of an index, the image for OS/ARCHITECTURE[/VARIANT]; default: this machine's
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
-    /// Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document or layers
+    /// Raise (or lower) a limit: bytes, entries, depth, path, xattr, ratio, document, layers, images,
+    /// names or lookups
     #[arg(long, value_name = "NAME=VALUE")]
     limit: Vec<Limit>,
     /// Do not show how far it is
@@ -108,9 +109,12 @@ fn say(loaded: &Loaded, format: OutputFormat) -> anyhow::Result<()> {
     loaded.names.iter().try_for_each(|name| super::say(format_args!("Loaded image: {name}")))
 }
 
+/// Of an archive of more images, the indexes of the rest are made when they are mounted.
+const MAX_INDEXED: usize = 16;
+
 /// Makes the images' indexes now, so that their first mount need not.
 pub(super) fn finish_images(store: &Store, report: &Report) {
-    for loaded in &report.images {
+    for loaded in report.images.iter().take(MAX_INDEXED) {
         if let Err(error) = store.merged_index(&loaded.id) {
             log::warn!("index the image: {error}"); // it can be mounted without
         }

@@ -24,6 +24,7 @@ pub mod marks;
 pub mod merged_index;
 pub mod number;
 pub mod override_stat;
+pub mod path;
 pub mod private_xattr;
 pub mod redirect;
 pub mod upper;

@@ -14,6 +14,7 @@ use super::held::Held;
 use super::listing::{Listing, Name};
 use crate::layers::merged_index::DirId;
 use crate::layers::number::Ino;
+use crate::layers::path;
 use crate::sys::{FileType, Timestamp};
 
 /// Distinguishes lower directories in the fd cache.
@@ -60,18 +61,12 @@ pub(super) struct LowerFile {
 impl LowerFile {
     /// Path below the layer's root.
     pub(super) fn path(&self) -> Vec<u8> {
-        match &self.dir.path[..] {
-            b"" => self.name.to_vec(),
-            dir => [dir, b"/", &self.name].concat(),
-        }
+        path::join(&self.dir.path, &self.name)
     }
 
     /// The file at this path below the layer's root.
     pub(super) fn at(layer: u16, path: &[u8]) -> Self {
-        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&path[..slash], &path[slash + 1..]),
-            None => (&b""[..], path),
-        };
+        let (dir, name) = path::split(path);
         Self { dir: LowerDir::new(layer, dir.into(), None), name: name.into() }
     }
 }

@@ -11,7 +11,6 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 
 use super::digest::{ChainId, DiffId, Digest, ImageId};
-use super::layers::Inherited;
 use super::reference::Name;
 use super::staging::remove_all;
 use super::{Error, Result, Staging, Store, StoreLock, io_error};
@@ -113,7 +112,7 @@ impl Store {
         for id in self.image_ids()? {
             let chains = self.chain_ids(&id)?;
             if let Some(top) = chains.last()
-                && let Inherited::Layer(_) = self.inherited(top)?
+                && self.inherited(top)?.is_some()
             {
                 used.cache_ids.insert(top.hex());
             }

@@ -8,7 +8,6 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::digest::{ChainId, DiffId, Digest, ImageId};
-use super::layers::Inherited;
 use super::reference::Name;
 use super::{Error, Result, Store, StoreLock, io_error};
 
@@ -205,7 +204,7 @@ impl Store {
             dirs.push(self.layer_dir(chain)?);
         }
         if let Some(top) = chains.last()
-            && let Inherited::Layer(dir) = self.inherited(top)?
+            && let Some(dir) = self.inherited(top)?
         {
             dirs.push(dir);
         }

@@ -11,100 +11,48 @@
 //! the attributes of the topmost layer that lists them, and hard-linked copies. Most stacks need
 //! none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::{self, File};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
-use super::layer_files::LayerFiles;
+use super::stack::{Cursor, Layer, Stack, failed};
 use super::{Error, Result, Store};
-use crate::layers::{marks, private_xattr};
-use crate::sys::{self, Errno, FileType, Stat, TimeChange};
+use crate::layers::{marks, path, private_xattr};
+use crate::sys::{self, Errno, Stat, TimeChange};
 
 impl Store {
     /// Builds, at `at`, what the layers with these homes take from one another, the topmost first;
-    /// false if that is nothing.
+    /// false if that is nothing. The caller syncs it. `lookups` are those that are left.
     ///
     /// # Errors
-    /// `BadLink` if a hard link leads to nothing that the layers have.
-    pub(crate) fn build_inherited(&self, homes: &[PathBuf], at: &Path) -> Result<bool> {
-        Stack::open(homes)?.build(at)
-    }
-}
-
-/// A layer of the stack.
-struct Layer {
-    root: OwnedFd,
-    implied: HashSet<Vec<u8>>,
-    links: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-/// The layers, the topmost first.
-struct Stack {
-    layers: Vec<Layer>,
-}
-
-/// An object of a layer.
-struct Found {
-    layer: usize,
-    object: OwnedFd,
-    stat: Stat,
-}
-
-/// Hard links that show, and the layer and path of the file of each.
-type Links = BTreeMap<Vec<u8>, (usize, Vec<u8>)>;
-
-fn failed(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
-    let path = path.escape_ascii().to_string();
-    move |errno| Error::Io { op, path, cause: errno.into() }
-}
-
-impl Stack {
-    fn open(homes: &[PathBuf]) -> Result<Self> {
-        let open = |home: &PathBuf| -> Result<Layer> {
-            let files = LayerFiles::new(home);
-            let path = files.diff();
-            let root = sys::open_dir(&path);
-            let root = root.map_err(failed("open", path.as_os_str().as_bytes()))?;
-            let implied = files.implied()?.into_iter().collect();
-            Ok(Layer { root, implied, links: files.links()? })
-        };
-        Ok(Self { layers: homes.iter().map(open).collect::<Result<_>>()? })
-    }
-
-    /// What the layers from `first` down have of a path: what merges into a directory, or the one
-    /// object that shows.
-    fn find(&self, first: usize, path: &[u8]) -> Result<Vec<Found>> {
-        let mut found: Vec<Found> = Vec::new();
-        for (n, layer) in self.layers.iter().enumerate().skip(first) {
-            match sys::open_beneath(layer.root.as_fd(), path, sys::O_PATH) {
-                Ok(object) => {
-                    let stat = sys::fstat(&object).map_err(failed("stat", path))?;
-                    let is_dir = stat.kind() == FileType::Directory;
-                    if is_dir || found.is_empty() {
-                        found.push(Found { layer: n, object, stat });
-                    }
-                    if !is_dir {
-                        break;
-                    }
-                }
-                Err(Errno::NOENT) => {}
-                Err(Errno::NOTDIR | Errno::LOOP) => break, // not a directory on the way
-                Err(errno) => return Err(failed("open", path)(errno)),
-            }
-            if hides(layer.root.as_fd(), path) {
-                break;
-            }
+    /// `BadLink` if a hard link leads to nothing that the layers have, `TooManyLookups`.
+    pub(crate) fn build_inherited(
+        &self,
+        homes: &[PathBuf],
+        at: &Path,
+        lookups: &Cell<u64>,
+    ) -> Result<bool> {
+        if homes.len() < 2 {
+            return Ok(false);
         }
-        Ok(found)
+        Stack::open(homes, lookups)?.build_inherited(at)
     }
+}
 
+/// A file of a layer.
+type File = (usize, Vec<u8>);
+
+/// Hard links that show, and the file of each.
+type Links = BTreeMap<Vec<u8>, File>;
+
+impl Stack<'_> {
     /// Builds the layer at `home`; false if there is nothing to put into it.
-    fn build(&self, home: &Path) -> Result<bool> {
-        let directories = self.directories()?;
+    fn build_inherited(&self, home: &Path) -> Result<bool> {
+        let directories = self.inheriting_directories()?;
         let links = self.shown_links()?;
         if directories.is_empty() && links.is_empty() {
             return Ok(false);
@@ -113,7 +61,7 @@ impl Stack {
         let make = fs::create_dir(home).and_then(|()| fs::create_dir(&diff));
         make.map_err(super::io_error("make", &diff))?;
         let root = sys::open_dir(&diff).map_err(failed("open", b"diff"))?;
-        let mut built = Built { stack: self, root, directories: BTreeSet::new() };
+        let mut built = Built { stack: self, root, directories: BTreeSet::from([Vec::new()]) };
         for path in &directories {
             built.directory(path)?;
         }
@@ -123,116 +71,129 @@ impl Stack {
     }
 
     /// Directories that show what no tar lists, though one below does.
-    fn directories(&self) -> Result<Vec<Vec<u8>>> {
-        let mut wanted = Vec::new();
-        for (n, layer) in self.layers.iter().enumerate() {
-            for path in &layer.implied {
-                let found = self.find(0, path)?;
-                let shows = found.first().is_some_and(|top| top.layer == n);
-                if shows && self.listed(&found, path).is_some_and(|donor| donor.layer != n) {
-                    wanted.push(path.clone());
-                }
+    fn inheriting_directories(&self) -> Result<Vec<Vec<u8>>> {
+        let above_lowest = &self.layers[..self.layers.len() - 1];
+        let paths: BTreeSet<_> = above_lowest.iter().flat_map(|layer| &layer.implied).collect();
+        let mut cursor = self.cursor();
+        let mut inheriting = Vec::new();
+        for path in paths {
+            let found = cursor.find(0, path)?;
+            let top = found.first().map(|(layer, _)| *layer);
+            if self.listed(&found, path).is_some_and(|donor| Some(donor) != top) {
+                inheriting.push(path.clone());
             }
         }
-        wanted.sort();
-        Ok(wanted)
+        Ok(inheriting)
     }
 
-    /// The topmost of the directories that its layer's tar lists.
-    fn listed<'a>(&self, found: &'a [Found], path: &[u8]) -> Option<&'a Found> {
-        found.iter().find(|at| {
-            at.stat.kind() == FileType::Directory && !self.layers[at.layer].implied.contains(path)
-        })
+    /// The topmost layer that has a directory there because its tar lists it.
+    fn listed(&self, found: &[(usize, FileType)], path: &[u8]) -> Option<usize> {
+        let is_listed = |layer: usize| !self.layers[layer].implied.contains(path);
+        let mut dirs = found.iter().filter(|(_, kind)| *kind == FileType::Directory);
+        dirs.find(|(layer, _)| is_listed(*layer)).map(|(layer, _)| *layer)
     }
 
-    /// Names that show a file which a hard link from a layer above leads to, and the layer and
-    /// path of that file: the links, and the other names that it has in its own layer.
+    /// Names that show a file which a hard link from a layer above leads to: the links, and the
+    /// other names that it has in its own layer.
     fn shown_links(&self) -> Result<Links> {
+        let files = self.linked_files()?;
+        let mut cursor = self.cursor();
         let mut shown = BTreeMap::new();
         // By layer: files with several names, of which one stands for all.
         let mut several: BTreeMap<usize, HashMap<u64, Vec<u8>>> = BTreeMap::new();
-        for (n, layer) in self.layers.iter().enumerate() {
-            for (name, target) in &layer.links {
-                let (at, mut path) = self.resolve(n, target)?;
-                if !self.shows(n, name)? {
-                    continue;
-                }
-                let stat = self.stat(at, &path)?;
-                if stat.nlink > 1 {
-                    path = several.entry(at).or_default().entry(stat.ino).or_insert(path).clone();
-                }
-                shown.insert(name.clone(), (at, path));
+        for ((name, layer), (at, mut path)) in files {
+            if !cursor.shows(layer, name)? {
+                continue;
             }
+            let (_, stat) = self.object(at, &path)?;
+            if stat.nlink > 1 {
+                path = several.entry(at).or_default().entry(stat.ino).or_insert(path).clone();
+            }
+            shown.insert(name.to_vec(), (at, path));
         }
         for (layer, files) in &several {
-            self.add_other_names(*layer, files, &mut Vec::new(), &mut shown)?;
+            OtherNames {
+                stack: self,
+                layer: *layer,
+                files,
+                cursor: &mut cursor,
+                shown: &mut shown,
+            }
+            .add(&mut Vec::new())?;
         }
         Ok(shown)
     }
 
-    /// Adds names in a layer's directory, and below it, that show one of these files (by inode).
-    fn add_other_names(
-        &self,
-        layer: usize,
-        files: &HashMap<u64, Vec<u8>>,
-        at: &mut Vec<u8>,
-        shown: &mut Links,
-    ) -> Result<()> {
-        let root = self.layers[layer].root.as_fd();
-        let dir = sys::open_beneath(root, at, sys::O_DIRECTORY).map_err(failed("open", at))?;
-        let entries = sys::read_dir(dir.as_fd()).map_err(failed("read", at))?;
-        drop(dir);
-        for entry in entries {
-            let before = at.len();
-            if !at.is_empty() {
-                at.push(b'/');
-            }
-            at.extend_from_slice(&entry.name);
-            let stat = self.stat(layer, at)?;
+    /// Every hard link (by name and layer), and the file that it leads to.
+    fn linked_files(&self) -> Result<BTreeMap<(&[u8], usize), File>> {
+        let mut links = Vec::new();
+        for (layer, Layer { links: of_layer, .. }) in self.layers.iter().enumerate() {
+            links.extend(of_layer.iter().map(|(name, target)| (&target[..], layer, &name[..])));
+        }
+        links.sort_unstable();
+        let mut cursor = self.cursor();
+        // Where the layers below have the target: there it may be a link again.
+        let mut nearest = BTreeMap::new();
+        for (target, layer, name) in links {
+            let bad = |reason| Error::BadLink { target: target.escape_ascii().to_string(), reason };
+            match cursor.find(layer + 1, target)?.first() {
+                None => return Err(bad("nothing")),
+                Some((_, FileType::Directory)) => return Err(bad("a directory")),
+                Some((below, _)) => nearest.insert((layer, name), (*below, target)),
+            };
+        }
+        let mut files: BTreeMap<(&[u8], usize), File> = BTreeMap::new();
+        for ((layer, name), (below, target)) in nearest.into_iter().rev() {
+            let file = files.get(&(target, below)).cloned();
+            files.insert((name, layer), file.unwrap_or_else(|| (below, target.to_vec())));
+        }
+        Ok(files)
+    }
+}
+
+/// Looks through a layer for further names of files.
+struct OtherNames<'a, 'c> {
+    stack: &'a Stack<'a>,
+    layer: usize,
+    /// The files, by inode.
+    files: &'a HashMap<u64, Vec<u8>>,
+    cursor: &'a mut Cursor<'c>,
+    shown: &'a mut Links,
+}
+
+impl OtherNames<'_, '_> {
+    /// Adds those in the directory `at`, and below it, that show.
+    fn add(&mut self, at: &mut Vec<u8>) -> Result<()> {
+        let (dir, _) = self.stack.object(self.layer, at)?;
+        let mut below = Vec::new();
+        let len = at.len();
+        for entry in sys::read_dir(dir.as_fd()).map_err(failed("read", at))? {
+            let stat = sys::statx_at(dir.as_fd(), &entry.name).map_err(failed("stat", at))?;
             if stat.kind() == FileType::Directory {
-                self.add_other_names(layer, files, at, shown)?;
-            } else if let Some(path) = files.get(&stat.ino)
-                && path != at
+                below.push(entry.name);
+            } else if let Some(path) = self.files.get(&stat.ino)
                 && marks::meaning(&entry.name) == marks::Meaning::Name
-                && self.shows(layer, at)?
             {
-                shown.insert(at.clone(), (layer, path.clone()));
+                path::push(at, &entry.name);
+                if path != at && self.cursor.shows(self.layer, at)? {
+                    self.shown.insert(at.clone(), (self.layer, path.clone()));
+                }
+                at.truncate(len);
             }
-            at.truncate(before);
+        }
+        drop(dir); // there may be more levels than files may be open
+        for name in below {
+            path::push(at, &name);
+            self.add(at)?;
+            at.truncate(len);
         }
         Ok(())
-    }
-
-    fn stat(&self, layer: usize, path: &[u8]) -> Result<Stat> {
-        let object = sys::open_beneath(self.layers[layer].root.as_fd(), path, sys::O_PATH);
-        object.and_then(sys::fstat).map_err(failed("stat", path))
-    }
-
-    fn shows(&self, layer: usize, path: &[u8]) -> Result<bool> {
-        Ok(self.find(0, path)?.first().is_some_and(|top| top.layer == layer))
-    }
-
-    /// Where the file lies that layers below `layer` show at `target`.
-    fn resolve(&self, layer: usize, target: &[u8]) -> Result<(usize, Vec<u8>)> {
-        let (mut above, mut target) = (layer, target.to_vec());
-        loop {
-            let found = self.find(above + 1, &target)?;
-            let bad = |reason| Error::BadLink { target: target.escape_ascii().to_string(), reason };
-            let file = found.first().ok_or_else(|| bad("nothing"))?;
-            if file.stat.kind() == FileType::Directory {
-                return Err(bad("a directory"));
-            }
-            match self.layers[file.layer].links.get(&target) {
-                Some(next) => (above, target) = (file.layer, next.clone()),
-                None => return Ok((file.layer, target)),
-            }
-        }
     }
 }
 
 /// The layer that is being made.
 struct Built<'a> {
-    stack: &'a Stack,
+    stack: &'a Stack<'a>,
     root: OwnedFd,
     directories: BTreeSet<Vec<u8>>,
 }
@@ -240,64 +201,49 @@ struct Built<'a> {
 impl Built<'_> {
     /// Makes a directory, and those on the way; their attributes come last.
     fn directory(&mut self, path: &[u8]) -> Result<OwnedFd> {
-        let mut at = sys::reopen(self.root.as_fd(), OFlags::PATH | OFlags::CLOEXEC)
-            .map_err(failed("open", path))?;
-        self.directories.insert(Vec::new());
-        let mut done = Vec::new();
-        for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-            if !done.is_empty() {
-                done.push(b'/');
-            }
-            done.extend_from_slice(name);
-            match rustix::fs::mkdirat(&at, name, Mode::RWXU) {
-                Err(Errno::EXIST) => {}
-                result => result.map_err(failed("make directory", &done))?,
-            }
-            at = sys::open_at(at.as_fd(), name, sys::O_DIRECTORY).map_err(failed("open", &done))?;
-            self.directories.insert(done.clone());
+        match sys::open_beneath(self.root.as_fd(), path, sys::O_DIRECTORY) {
+            Err(Errno::NOENT) => {}
+            result => return result.map_err(failed("open", path)),
         }
-        Ok(at)
+        let (above, name) = path::split(path);
+        let above = self.directory(above)?;
+        rustix::fs::mkdirat(&above, name, Mode::RWXU).map_err(failed("make directory", path))?;
+        self.directories.insert(path.to_vec());
+        sys::open_at(above.as_fd(), name, sys::O_DIRECTORY).map_err(failed("open", path))
     }
 
     /// Copies each file once; all its names that show are links to the copy.
     fn links(&mut self, links: &Links) -> Result<()> {
-        let mut copies: HashMap<&(usize, Vec<u8>), OwnedFd> = HashMap::new();
+        let mut files: BTreeMap<&File, BTreeSet<&[u8]>> = BTreeMap::new();
         for (name, file) in links {
-            if !copies.contains_key(file) {
-                let (layer, path) = file;
-                let first = match self.stack.shows(*layer, path)? {
-                    true => path,
-                    false => name,
-                };
-                copies.insert(file, self.copy(*layer, path, first)?);
-                if first == name {
-                    continue;
-                }
+            files.entry(file).or_default().insert(name);
+        }
+        let mut cursor = self.stack.cursor();
+        for ((layer, path), mut names) in files {
+            if cursor.shows(*layer, path)? {
+                names.insert(path);
             }
-            self.link(&copies[file], name)?;
+            let Some(first) = names.pop_first() else { continue };
+            self.copy(*layer, path, first)?;
+            for name in names {
+                self.link(first, name)?;
+            }
         }
         Ok(())
     }
 
-    fn split<'p>(&mut self, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8])> {
-        let slash = path.iter().rposition(|b| *b == b'/');
-        let (parent, name) = match slash {
-            Some(at) => (&path[..at], &path[at + 1..]),
-            None => (&b""[..], path),
-        };
-        Ok((self.directory(parent)?, name))
-    }
-
-    fn link(&mut self, copy: &OwnedFd, path: &[u8]) -> Result<()> {
-        let (dir, name) = self.split(path)?;
+    fn link(&mut self, copy: &[u8], path: &[u8]) -> Result<()> {
+        let copy = sys::open_beneath(self.root.as_fd(), copy, sys::O_PATH);
+        let copy = copy.map_err(failed("open", path))?;
+        let (above, name) = path::split(path);
+        let dir = self.directory(above)?;
         sys::link_fd(copy.as_fd(), dir.as_fd(), name).map_err(failed("link", path))
     }
 
-    fn copy(&mut self, layer: usize, from: &[u8], to: &[u8]) -> Result<OwnedFd> {
-        let root = self.stack.layers[layer].root.as_fd();
-        let object = sys::open_beneath(root, from, sys::O_PATH).map_err(failed("open", from))?;
-        let stat = sys::fstat(&object).map_err(failed("stat", from))?;
-        let (dir, name) = self.split(to)?;
+    fn copy(&mut self, layer: usize, from: &[u8], to: &[u8]) -> Result<()> {
+        let (object, stat) = self.stack.object(layer, from)?;
+        let (above, name) = path::split(to);
+        let dir = self.directory(above)?;
         match stat.kind() {
             FileType::RegularFile => {
                 let data = sys::reopen(object.as_fd(), sys::O_READ);
@@ -317,24 +263,23 @@ impl Built<'_> {
                 .map_err(failed("make node", to))?,
         }
         let copy = sys::open_at(dir.as_fd(), name, sys::O_PATH).map_err(failed("open", to))?;
-        give_attributes(object.as_fd(), &stat, copy.as_fd(), to)?;
-        Ok(copy)
+        give_attributes(object.as_fd(), &stat, copy.as_fd(), to)
     }
 
-    /// Gives directories their attributes, the deepest first, and syncs.
+    /// Gives directories their attributes, the deepest first.
     fn finish(&self) -> Result<()> {
+        let mut cursor = self.stack.cursor();
         for path in self.directories.iter().rev() {
-            let found = self.stack.find(0, path)?;
-            let donor = self.stack.listed(&found, path).or(found.first());
-            let dir = sys::open_beneath(self.root.as_fd(), path, sys::O_DIRECTORY);
-            let dir = dir.map_err(failed("open", path))?;
-            if let Some(donor) = donor {
-                give_attributes(donor.object.as_fd(), &donor.stat, dir.as_fd(), path)?;
+            let found = cursor.find(0, path)?;
+            let top = found.first().map(|(layer, _)| *layer);
+            if let Some(donor) = self.stack.listed(&found, path).or(top) {
+                let (donor, stat) = self.stack.object(donor, path)?;
+                let dir = sys::open_beneath(self.root.as_fd(), path, sys::O_DIRECTORY);
+                let dir = dir.map_err(failed("open", path))?;
+                give_attributes(donor.as_fd(), &stat, dir.as_fd(), path)?;
             }
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = sys::reopen(self.root.as_fd(), flags).map(File::from);
-        root.and_then(|root| rustix::fs::syncfs(&root)).map_err(failed("sync", b"inherited"))
+        Ok(())
     }
 }
 
@@ -356,22 +301,4 @@ fn give_attributes(
     }
     let time = Some(TimeChange::At(stat.mtime));
     sys::set_times(to, time, time).map_err(failed("set times of", path))
-}
-
-/// Whether a layer's marks hide a path in the layers below it. (An opaque mark hides what is in a
-/// directory, not the directory itself.)
-fn hides(root: BorrowedFd<'_>, path: &[u8]) -> bool {
-    let mut parent = Vec::new();
-    for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-        let Ok(dir) = sys::open_beneath(root, &parent, sys::O_DIRECTORY) else { return false };
-        let has = |mark: &[u8]| sys::statx_at(dir.as_fd(), mark).is_ok();
-        if has(marks::OPAQUE) || has(&marks::whiteout_of(name).file_name) {
-            return true;
-        }
-        if !parent.is_empty() {
-            parent.push(b'/');
-        }
-        parent.extend_from_slice(name);
-    }
-    false
 }

@@ -15,17 +15,6 @@ const SHORT_LEN: usize = 26;
 /// In the record of a stack that takes nothing from itself.
 const NOTHING: &str = "nothing";
 
-/// What the database says that a stack's layers take from those below.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Inherited {
-    /// It was not looked at yet.
-    Unknown,
-    /// Nothing.
-    Nothing,
-    /// What lies in this directory, on top.
-    Layer(PathBuf),
-}
-
 impl Store {
     /// Where the layers' database keeps a stack.
     pub(super) fn chain_path(&self, chain: &ChainId) -> PathBuf {
@@ -150,24 +139,31 @@ impl Store {
         match record.has_inherited {
             Some(has_inherited) => {
                 let text = inherited_text(&record.chain, has_inherited);
+                if self.inherited_text(&record.chain)?.as_ref() == Some(&text) {
+                    return Ok(());
+                }
                 self.write_atomically(&home.join("inherited"), text.as_bytes())
             }
             None => Ok(()),
         }
     }
 
-    /// What the stack's layers take from those below.
-    pub(crate) fn inherited(&self, chain: &ChainId) -> Result<Inherited> {
-        let path = self.chain_path(chain).join("inherited");
-        if !path.exists() {
-            return Ok(Inherited::Unknown);
-        }
-        let text = self.read_chain_file(chain, "inherited")?;
-        if text == NOTHING {
-            return Ok(Inherited::Nothing);
-        }
+    /// The directory that holds what the stack's layers take from those below, if they take
+    /// anything.
+    pub(crate) fn inherited(&self, chain: &ChainId) -> Result<Option<PathBuf>> {
+        let Some(text) = self.inherited_text(chain)?.filter(|text| text != NOTHING) else {
+            return Ok(None);
+        };
         Digest::from_hex(&text).map_err(|e| self.damaged_chain(chain, "inherited", &e))?;
-        Ok(Inherited::Layer(self.layer_home(&text).join("diff")))
+        Ok(Some(self.layer_home(&text).join("diff")))
+    }
+
+    /// What the stack's record says; none if the stack is no whole image.
+    fn inherited_text(&self, chain: &ChainId) -> Result<Option<String>> {
+        match self.chain_path(chain).join("inherited").exists() {
+            true => self.read_chain_file(chain, "inherited").map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Brings what a stack inherits into the store.

@@ -28,6 +28,7 @@ mod inherited;
 pub mod layer_files;
 pub mod layers;
 pub mod reference;
+mod stack;
 mod stack_index;
 mod staging;
 pub mod usage;
@@ -106,6 +107,9 @@ pub enum Error {
         /// What is there.
         reason: &'static str,
     },
+    /// To find what a stack's layers take from one another takes more look-ups than are allowed.
+    #[error("too many hard links and unlisted directories in too many layers")]
+    TooManyLookups,
     /// An image is in use.
     #[error("image {image} is in use: {holder}")]
     ImageInUse {

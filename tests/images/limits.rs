@@ -68,6 +68,24 @@ fn documents() {
     assert!(line.contains("limit") && line.contains("manifest.json"), "{line}");
 }
 
+#[test]
+fn names_and_lookups() {
+    let lower = Layer::default().file("a/b/f", "");
+    let upper =
+        (0..50).fold(Layer::default(), |layer, n| layer.hard_link(&format!("a/b/{n}"), "a/b/f"));
+    let mut files = docker_files("x:1", &[lower.tar(), upper.tar()]);
+    let names = String::from_utf8(files.pop().unwrap().1).unwrap();
+    files.push(("manifest.json".into(), names.replace("\"x:1\"", "\"x:1\",\"y:1\"").into_bytes()));
+    let image = tar_of(&files);
+    // A look-up for each link in both layers, for what it leads to and whether it shows.
+    for (name, enough, few) in [("names", 2, 1), ("lookups", 300, 50)] {
+        let (_place, mut command) = load(&image, &format!("{name}={enough}"));
+        assert_eq!(run(&mut command), "Loaded image: x:1\nLoaded image: y:1\n", "{name}");
+        let (_place, mut command) = load(&image, &format!("{name}={few}"));
+        assert!(fails(&mut command).contains(&format!("limit {name}={few}")), "{name}");
+    }
+}
+
 /// All files of a layer count, and all layers of an archive.
 #[test]
 fn bytes_and_entries_add_up() {

@@ -322,7 +322,8 @@ impl<R: Read> Reader<R> {
 
     /// What the extended headers of one entry take is held in memory.
     fn check_extended(&self, size: u64) -> Result<()> {
-        let limit = self.limits.xattr.max(self.limits.path).saturating_add(MAX_OTHER);
+        let limit =
+            self.limits.of(Name::Xattr).max(self.limits.of(Name::Path)).saturating_add(MAX_OTHER);
         match size <= limit {
             true => Ok(()),
             false => Err(Error::Unsupported(format!(

@@ -40,7 +40,7 @@ use super::limits::{Limits, Name};
 use super::tar::{Entry, Kind, Reader};
 use super::tar_split::{self, Crc, FilePiece};
 use super::{Error, Result};
-use crate::layers::marks;
+use crate::layers::{marks, path};
 use crate::store::layer_files::LayerFiles;
 use crate::sys::{self, Errno, FileType};
 
@@ -128,19 +128,6 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
     Ok(unpacker.done)
 }
 
-/// Splits a path into its parent and its last component; `None` for the root itself.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    match path.iter().rposition(|b| *b == b'/') {
-        _ if path.is_empty() => None,
-        Some(at) => Some((&path[..at], &path[at + 1..])),
-        None => Some((b"", path)),
-    }
-}
-
-fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
-}
-
 /// The path relative to the root, without `.` and empty components.
 fn relative(path: &[u8], limits: Limits) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
@@ -163,15 +150,16 @@ impl Unpacker<'_> {
     /// Adds an entry; where its data went.
     fn add(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<FilePiece> {
         let path = relative(&entry.path, self.limits)?;
-        let Some((parent, name)) = split(&path) else {
+        if path.is_empty() {
             self.add_root(entry)?;
             return Ok(FilePiece { path: b"./".to_vec(), ..FilePiece::default() });
-        };
+        }
+        let (parent, name) = path::split(&path);
         if [&b".wh."[..], b".wh..", b".wh..."].contains(&name) {
             return Err(Error::entry(&path, "a whiteout of nothing"));
         }
         let parent = self.directory(parent)?;
-        let path = join(&parent.path, name);
+        let path = path::join(&parent.path, name);
         let at = Place { dir: parent.fd.as_fd(), name, path: &path };
         let crc = match entry.kind {
             Kind::File => self.add_file(&at, entry, data)?,
@@ -205,9 +193,9 @@ impl Unpacker<'_> {
         if let Some(found) = self.directories.find(path)? {
             return Ok(found);
         }
-        let (parent, name) = split(path).ok_or_else(|| Error::entry(path, "no root"))?;
+        let (parent, name) = path::split(path);
         let parent = self.directory(parent)?;
-        let real = join(&parent.path, name);
+        let real = path::join(&parent.path, name);
         let at = Place { dir: parent.fd.as_fd(), name, path: &real };
         self.make_directory(&at)?;
         // As an entry is: short paths may imply as much as many entries list.
@@ -275,7 +263,7 @@ impl Unpacker<'_> {
     fn clear_tree(&mut self, at: &Place<'_>) -> Result<()> {
         let dir = at.io("open", sys::open_at(at.dir, at.name, sys::O_DIRECTORY))?;
         for entry in at.io("read", sys::read_dir(dir.as_fd()))? {
-            let path = join(at.path, &entry.name);
+            let path = path::join(at.path, &entry.name);
             let inside = Place { dir: dir.as_fd(), name: &entry.name, path: &path };
             self.clear(&inside, false)?;
         }
@@ -348,12 +336,14 @@ impl Unpacker<'_> {
     /// below.
     fn add_hard_link(&mut self, at: &Place<'_>, entry: &Entry) -> Result<()> {
         let target = relative(&entry.link, self.limits)?;
-        let (parent, name) =
-            split(&target).ok_or_else(|| Error::entry(&entry.path, "a hard link to the root"))?;
+        if target.is_empty() {
+            return Err(Error::entry(&entry.path, "a hard link to the root"));
+        }
+        let (parent, name) = path::split(&target);
         let Some(parent) = self.directories.find(parent)? else {
             return self.link_below(at, &target);
         };
-        let target = join(&parent.path, name);
+        let target = path::join(&parent.path, name);
         if target == at.path {
             return Err(Error::entry(&entry.path, "a hard link to itself"));
         }

@@ -99,6 +99,37 @@ fn very_deep_trees() {
     });
 }
 
+/// What a stack's layers take from one another costs what they hold, not its square.
+#[test]
+fn deep_directories_that_no_layer_lists() {
+    let deep = "a/".repeat(500);
+    let files = || (0..4).map(|n| file(format!("{n}/{deep}f")));
+    let lower: Vec<_> = [file("own")].into_iter().chain(files()).collect();
+    let links = (0..4).map(|n| hard_link(format!("{n}/{deep}g"), format!("{n}/{deep}f")));
+    let upper: Vec<_> = [file("own")].into_iter().chain(links).collect();
+    for_each_user(|arena| {
+        arena.attack("files", &[lower.clone(), lower.clone()]).harmless();
+        arena.attack("hard links", &[lower.clone(), upper.clone()]).harmless();
+    });
+}
+
+#[test]
+fn hard_links_to_hard_links_of_every_layer_below() {
+    let layer = |level: u32, count: u32| -> Vec<_> {
+        let entry = |n: u32| match level {
+            0 => file(format!("0-{n}")),
+            _ => hard_link(format!("{level}-{n}"), format!("{}-{n}", level - 1)),
+        };
+        [file("own")].into_iter().chain((0..count).map(entry)).collect()
+    };
+    for_each_user(|arena| {
+        let more_than_may_be_open = [layer(0, 2000), layer(1, 2000)];
+        arena.attack("2,000 links", &more_than_may_be_open).harmless();
+        let levels: Vec<_> = (0..300).map(|level| layer(level, 20)).collect();
+        arena.attack("300 layers", &levels).refused("lookups=");
+    });
+}
+
 fn xattr(n: usize) -> String {
     format!("SCHILY.xattr.user.{n}")
 }
