@@ -263,12 +263,12 @@ impl<'a> Load<'a> {
         }
         self.publish_blobs(images)?;
         self.store.sync_names(&["layers", "image/layerdb/sha256"])?;
-        let mut report = Report { images: Vec::new(), left_out };
-        for Image { plan, .. } in images {
-            let id = self.store.add_image_locked(&lock, &plan.config, &plan.names)?;
-            report.images.push(Loaded { id, names: plan.names.clone() });
-        }
-        Ok(report)
+        let named: Vec<_> =
+            images.iter().map(|image| (&image.plan.config[..], &image.plan.names[..])).collect();
+        let ids = self.store.add_images_locked(&lock, &named)?.into_iter();
+        let images = ids.zip(images);
+        let loaded = images.map(|(id, image)| Loaded { id, names: image.plan.names.clone() });
+        Ok(Report { images: loaded.collect(), left_out })
     }
 
     /// What the layers of each image take from one another: by the whole stack, where it is built.

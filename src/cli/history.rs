@@ -34,7 +34,9 @@ struct Row {
 /// Runs `plyfs history`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
+    let lock = store.lock_shared()?;
     let rows = rows(&store, args)?;
+    drop(lock);
     match args.format {
         OutputFormat::Table => {
             let cells = |row: Row| {

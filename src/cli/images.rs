@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::output::{NONE, OutputFormat, SHORT_ID, human_since, human_size, table};
+use super::output::{NONE, OutputFormat, SHORT_ID, docker_time, human_since, human_size, table};
 use crate::store::Store;
 use crate::store::images::ImageSummary;
 
@@ -59,7 +59,7 @@ impl Row {
             repository,
             tag,
             id,
-            created_at: image.created.clone().unwrap_or_default(),
+            created_at: docker_time(image.created.as_deref()),
             created_since: human_since(image.created.as_deref()),
             size: human_size(image.size),
         }

@@ -1,5 +1,6 @@
 //! `plyfs inspect`: what docker's `inspect` tells.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use super::daemon::mountpoint_of;
 use super::output::OutputFormat;
 use crate::layers::upper::lock_holder;
 use crate::store::containers::Container;
-use crate::store::digest::ImageId;
+use crate::store::digest::{Digest, ImageId};
 use crate::store::{Error, Store};
 
 /// Arguments of `plyfs inspect`.
@@ -25,23 +26,28 @@ pub(super) struct Args {
 /// Runs `plyfs inspect`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
+    let _lock = store.lock_shared()?;
     let mut all = Vec::new();
-    for name in &args.names {
+    let result = super::for_each(&args.names, |name| {
         all.push(match store.find_image(name) {
             Ok(id) => image(&store, &id)?,
             Err(no_image @ Error::NoImage { .. }) => match store.find_container(name) {
                 Ok(found) => container(&store, &found)?,
-                Err(_) => return Err(no_image.into()),
+                Err(Error::NoContainer(_)) => return Err(no_image.into()),
+                Err(error) => return Err(error.into()),
             },
             Err(error) => return Err(error.into()),
         });
-    }
+        Ok(())
+    });
     match args.format {
+        OutputFormat::Table if all.is_empty() => Ok(()),
         OutputFormat::Table => {
             super::say(format_args!("{}", serde_json::to_string_pretty(&Value::Array(all))?))
         }
         OutputFormat::Json => all.iter().try_for_each(|one| super::say(format_args!("{one}"))),
-    }
+    }?;
+    result
 }
 
 fn image(store: &Store, id: &ImageId) -> anyhow::Result<Value> {
@@ -50,13 +56,10 @@ fn image(store: &Store, id: &ImageId) -> anyhow::Result<Value> {
     let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
     let names = store.names_of(id)?;
     let tags: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let digests: Vec<String> = match store.kept_manifest(id)? {
-        Some(manifest) => {
-            let digest = crate::store::digest::Digest::of(&manifest);
-            names.iter().map(|name| format!("{}@{digest}", name.repository())).collect()
-        }
-        None => Vec::new(),
-    };
+    let digest = store.kept_manifest(id)?.map(|manifest| Digest::of(&manifest));
+    let digests =
+        names.iter().filter_map(|name| Some(format!("{}@{}", name.repository(), digest?)));
+    let digests: BTreeSet<String> = digests.collect();
     let diffs = field("rootfs").get("diff_ids").cloned().unwrap_or(json!([]));
     let comment = store.config(id)?.history.last().and_then(|step| step.comment.clone());
     let mut shown = json!({

@@ -9,7 +9,7 @@ use super::progress::Shown;
 use crate::archive::limits::{Limit, Limits};
 use crate::archive::platform::Platform;
 use crate::archive::{self, Input, LoadOptions, Loaded, Report};
-use crate::store::Store;
+use crate::store::{Error, Store};
 
 /// Arguments of `plyfs load`.
 #[derive(Debug, clap::Args)]
@@ -115,8 +115,10 @@ const MAX_INDEXED: usize = 16;
 /// Makes the images' indexes now, so that their first mount need not.
 pub(super) fn finish_images(store: &Store, report: &Report) {
     for loaded in report.images.iter().take(MAX_INDEXED) {
-        if let Err(error) = store.merged_index(&loaded.id) {
-            log::warn!("index the image: {error}"); // it can be mounted without
+        let indexed = store.hold_image(&loaded.id).and_then(|_held| store.merged_index(&loaded.id));
+        match indexed {
+            Ok(_) | Err(Error::NoImage { .. }) => {} // removed meanwhile
+            Err(error) => log::warn!("index the image: {error}"), // it can be mounted without
         }
     }
 }

@@ -163,12 +163,33 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         // `plyfs images | head -1`: the reader has what it wanted.
         Err(error) if is_broken_pipe(&error) => Exit::Success.into(),
         Err(error) => {
-            // One line, and nothing that a terminal would obey: names come from archives.
-            let line = format!("{error:#}");
-            eprintln!("plyfs: {}", line.chars().flat_map(escape_control).collect::<String>());
+            tell(&error);
             Exit::Failure.into()
         }
     }
+}
+
+/// Prints an error: one line, and nothing that a terminal would obey: names come from archives.
+fn tell(error: &anyhow::Error) {
+    let line = format!("{error:#}");
+    eprintln!("plyfs: {}", line.chars().flat_map(escape_control).collect::<String>());
+}
+
+/// Does the same for each argument, whatever fails: what could be done is done, all errors are
+/// told, and the last one is the program's.
+fn for_each<T>(args: &[T], mut run: impl FnMut(&T) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for arg in args {
+        let this = run(arg);
+        if this.as_ref().is_err_and(is_broken_pipe) {
+            return this;
+        }
+        if let (Err(before), Err(_)) = (&result, &this) {
+            tell(before);
+        }
+        result = if this.is_err() { this } else { result };
+    }
+    result
 }
 
 /// Prints a line of the result.
@@ -195,7 +216,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Where the store is, by the command line, else by who asks.
 fn store_root(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    if let Some(root) = given {
+    // An empty PLYFS_ROOT is none.
+    if let Some(root) = given.filter(|root| !root.as_os_str().is_empty()) {
         return Ok(std::path::absolute(root)?);
     }
     // Who is root in a user namespace alone has the store of who made it.

@@ -120,6 +120,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let asked = image.to_str().context("an image's name is UTF-8")?;
     let store = Store::open(root)?;
     let image = store.find_image(asked)?;
+    let held = store.hold_image(&image)?; // nobody removes it meanwhile
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
     check_layers(&options)?;
     options.merged_index = store.merged_index(&image)?;
@@ -127,10 +128,9 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     options.lower_devices = true;
     options.volatile = args.volatile;
     options.accept_loss = args.accept_loss;
-    let held = store.hold_image(&image).context("hold the image")?;
     if args.read_only {
         let mut plan = plan(args, options, asked.to_owned(), mountpoint);
-        plan.holds = Some(held); // nobody removes it while it is mounted
+        plan.holds = Some(held); // while it is mounted, too
         return daemon::start(plan)?.serve();
     }
     let (container, is_new) = store.container_for(&image, asked, args.name.as_deref())?;
@@ -139,8 +139,11 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     drop(held); // from here on the container keeps it
     let plan = plan(args, options, asked.to_owned(), mountpoint);
     let started = check_layers(&plan.options).and_then(|()| daemon::start(plan));
-    if started.is_err() && is_new {
-        store.remove_container(&container).context("remove the unused writable layer")?;
+    if started.is_err()
+        && is_new
+        && let Err(error) = store.remove_unused(&container)
+    {
+        log::warn!("remove the unused writable layer {}: {error}", container.name);
     }
     let started = started?;
     // The tree is there, whether or not its name can be printed.
@@ -151,8 +154,12 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
 
 fn check_layers(options: &MountOptions) -> anyhow::Result<()> {
     for lower in &options.lowers {
-        if !lower.is_dir() {
-            bail!("the store lacks a layer of this image: {} is gone", lower.display());
+        match lower.metadata() {
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                bail!("the store lacks a layer of this image: {} is gone", lower.display())
+            }
+            Err(e) => bail!("read the layer {}: {e}", lower.display()),
         }
     }
     Ok(())

@@ -64,6 +64,12 @@ pub(super) fn human_size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
+/// A time in RFC 3339 as docker's JSON has it: `2020-01-23 16:53:06 +0000 UTC`.
+pub(super) fn docker_time(time: Option<&str>) -> String {
+    let time = time.and_then(|t| t.parse::<jiff::Timestamp>().ok());
+    time.map_or_else(|| "N/A".to_owned(), |t| t.strftime("%F %T +0000 UTC").to_string())
+}
+
 /// How long ago a time in RFC 3339 was, in words, as docker says it.
 pub(super) fn human_since(time: Option<&str>) -> String {
     let then = time.and_then(|t| t.parse::<jiff::Timestamp>().ok()).map(|t| t.as_second());

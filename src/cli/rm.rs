@@ -15,10 +15,9 @@ pub(super) struct Args {
 /// Runs `plyfs rm`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
-    for name in &args.name {
+    super::for_each(&args.name, |name| {
         let container = store.find_container(name)?;
         store.remove_container(&container)?;
-        super::say(format_args!("{name}"))?;
-    }
-    Ok(())
+        super::say(format_args!("{name}"))
+    })
 }

@@ -31,11 +31,7 @@ pub(super) struct GcArgs {
 /// Runs `plyfs rmi`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
-    for image in &args.images {
-        let removed = store.remove_image(image, args.force)?;
-        say(&removed, args.format)?;
-    }
-    Ok(())
+    super::for_each(&args.images, |image| say(&store.remove_image(image, args.force)?, args.format))
 }
 
 /// Runs `plyfs gc`.

@@ -56,6 +56,8 @@ enum Compression {
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
     let images = images(&store, &args.images)?;
+    // Nobody removes them meanwhile.
+    let _held = images.iter().map(|(id, _)| store.hold_image(id)).collect::<Result<Vec<_>, _>>()?;
     let options = SaveOptions {
         format: match args.format {
             Format::DockerArchive => SaveFormat::DockerArchive,
@@ -90,7 +92,7 @@ fn images(store: &Store, asked: &[String]) -> anyhow::Result<Vec<(ImageId, Vec<N
         let name = Name::parse(text).ok();
         let name = name.filter(|name| store.names_of(&id).is_ok_and(|known| known.contains(name)));
         match images.iter_mut().find(|(known, _)| *known == id) {
-            Some((_, names)) => names.extend(name),
+            Some((_, names)) => names.extend(name.filter(|name| !names.contains(name))),
             None => images.push((id, name.into_iter().collect())),
         }
     }
@@ -110,8 +112,11 @@ fn save_file(
         // A device or FIFO is written to, as cat would.
         let out = File::options().write(true).open(path).with_context(shown)?;
         let out = BufWriter::with_capacity(1 << 17, out);
-        return Ok(archive::save(store, images, options, Target::Archive(Box::new(out)))?);
+        return archive::save(store, images, options, Target::Archive(Box::new(out)))
+            .with_context(shown);
     }
+    // Where a symlink leads, as cat would.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let dir = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -149,5 +154,19 @@ fn save_folder(
         made => made.with_context(shown)?,
     }
     let target = Target::Folder(dir.to_owned());
-    archive::save(store, images, options, target).with_context(shown)
+    let saved = archive::save(store, images, options, target);
+    if saved.is_err() {
+        // It was empty or not there: what is in it now is half an image.
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let removed = match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                log::warn!("remove {}: {error}", path.display());
+            }
+        }
+    }
+    saved.with_context(shown)
 }

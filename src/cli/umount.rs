@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs `plyfs umount`.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    for mountpoint in &args.mountpoint {
+    super::for_each(&args.mountpoint, |mountpoint| {
         // A dead mount (ENOTCONN) cannot be resolved, but its path is still the mountpoint.
         let absolute = mountpoint.canonicalize().or_else(|_| std::path::absolute(mountpoint))?;
         if !is_plyfs(&absolute) {
@@ -33,8 +33,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         while is_plyfs(&absolute) && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Whether a tree of plyfs is mounted on this absolute path: by its type, or, where it has

@@ -368,14 +368,23 @@ fn open_tmp(work: &OwnedFd) -> sys::Result<OwnedFd> {
 /// Takes the lock of a workdir, waiting a moment for a daemon that is just ending; `None` if
 /// it was never mounted. EWOULDBLOCK if it is held.
 pub fn try_lock(work: &Path) -> sys::Result<Option<File>> {
+    let file = open_lock(work)?;
+    file.as_ref().map_or(Ok(()), wait_for_lock)?;
+    Ok(file)
+}
+
+/// [`try_lock`] without waiting.
+pub fn try_lock_now(work: &Path) -> sys::Result<Option<File>> {
+    let file = open_lock(work)?;
+    let lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    file.as_ref().map_or(Ok(()), lock)?;
+    Ok(file)
+}
+
+fn open_lock(work: &Path) -> sys::Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(work.join("lock"), flags, Mode::empty());
-    let Some(fd) = opened.ignoring(Errno::NOENT)? else {
-        return Ok(None);
-    };
-    let file = File::from(fd);
-    wait_for_lock(&file)?;
-    Ok(Some(file))
+    Ok(opened.ignoring(Errno::NOENT)?.map(File::from))
 }
 
 fn wait_for_lock(file: impl AsFd) -> sys::Result<()> {

@@ -6,7 +6,7 @@
 //! ROOT/image/imagedb/metadata/sha256/<ImageID>/manifest   the digest of the image's manifest
 //! ```
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::digest::{DiffId, Digest, ImageId};
@@ -62,8 +62,7 @@ impl Store {
                 fs::rename(&built, &home).map_err(io_error("add", &home))?;
             }
         }
-        let sync = File::open(&dir).and_then(|dir| dir.sync_all());
-        sync.map_err(io_error("sync", &dir))
+        super::sync_dir(&dir)
     }
 
     /// Notes the manifest that an image came with.
@@ -72,17 +71,24 @@ impl Store {
         self.write_atomically(&path, manifest.to_string().as_bytes())
     }
 
+    /// The digest of the manifest that an image came with, if that is kept.
+    pub fn manifest_digest(&self, id: &ImageId) -> Result<Option<Digest>> {
+        let path = self.metadata_dir(id).join("manifest");
+        match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            text => Ok(text.map_err(io_error("read", &path))?.trim_end().parse().ok()),
+        }
+    }
+
     /// The manifest that an image came with, if it is kept.
     pub fn kept_manifest(&self, id: &ImageId) -> Result<Option<Vec<u8>>> {
-        let path = self.metadata_dir(id).join("manifest");
-        let digest: Option<Digest> = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            text => text.map_err(io_error("read", &path))?.trim_end().parse().ok(),
-        };
-        let Some(digest) = digest else { return Ok(None) };
+        let Some(digest) = self.manifest_digest(id)? else { return Ok(None) };
         let path = self.kept_blob(&digest);
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
-        Ok((Digest::of(&text) == digest).then_some(text))
+        match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            text => Ok(text.map(Some).map_err(io_error("read", &path))?),
+        }
+        .map(|text| text.filter(|text| Digest::of(text) == digest))
     }
 
     /// Where a blob is, if it is kept.

@@ -145,16 +145,28 @@ impl Store {
 
     /// All containers, by name.
     pub fn containers(&self) -> Result<Vec<Container>> {
-        let dir = self.root.join("containers");
         let mut containers = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
-            let path = entry.map_err(io_error("read", &dir))?.path();
-            match read_container(&path) {
+        for container in self.all_containers()? {
+            match container {
                 Ok(container) => containers.push(container),
                 Err(error) => log::warn!("{error}"), // one that is damaged must not hide the others
             }
         }
         containers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(containers)
+    }
+
+    /// All containers, also those that cannot be read.
+    pub(super) fn all_containers(&self) -> Result<Vec<Result<Container>>> {
+        let dir = self.root.join("containers");
+        let mut containers = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
+            let path = entry.map_err(io_error("read", &dir))?.path();
+            match read_container(&path) {
+                Err(_) if !path.exists() => {} // removed meanwhile
+                container => containers.push(container),
+            }
+        }
         Ok(containers)
     }
 
@@ -167,6 +179,9 @@ impl Store {
         let fitting: Vec<_> = all.iter().filter(|c| c.id.starts_with(asked)).collect();
         match fitting[..] {
             [only] if !asked.is_empty() => Ok(only.clone()),
+            [_, _, ..] if !asked.is_empty() => {
+                Err(Error::AmbiguousContainer { asked: asked.to_owned(), count: fitting.len() })
+            }
             _ => Err(Error::NoContainer(asked.to_owned())),
         }
     }
@@ -183,6 +198,27 @@ impl Store {
             Err(Errno::WOULDBLOCK) => return Err(in_use()),
             Err(errno) => return Err(io_error("lock", &container.work())(errno.into())),
         };
+        self.remove_held(container, held)
+    }
+
+    /// Removes a container that was made for a mount which failed; not if another process has
+    /// mounted it meanwhile, and then or before changed something.
+    pub fn remove_unused(&self, container: &Container) -> Result<()> {
+        let work = container.work();
+        let held = match upper::try_lock_now(&work) {
+            Ok(held) => held,
+            Err(Errno::WOULDBLOCK) => return Ok(()),
+            Err(errno) => return Err(io_error("lock", &work)(errno.into())),
+        };
+        let upper = container.upper();
+        let mut changed = fs::read_dir(&upper).map_err(io_error("read", &upper))?;
+        match changed.next() {
+            Some(_) => Ok(()),
+            None => self.remove_held(container, held),
+        }
+    }
+
+    fn remove_held(&self, container: &Container, held: Option<File>) -> Result<()> {
         let trash = self.staging()?;
         let inside = trash.path().join("container");
         fs::rename(&container.path, &inside).map_err(io_error("remove", &container.path))?;

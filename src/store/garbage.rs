@@ -11,6 +11,7 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 
 use super::digest::{ChainId, DiffId, Digest, ImageId};
+use super::layer_files::LayerFiles;
 use super::reference::Name;
 use super::staging::remove_all;
 use super::{Error, Result, Staging, Store, StoreLock, io_error};
@@ -67,22 +68,28 @@ impl Store {
             _ => {}
         }
         let _held = self.claim_locked(&id, asked)?;
-        self.untag_locked(&names)?;
         removed.names = names;
+        // Its names end with it (see `Repositories`); they go last, for a full disk takes no list.
         let path = self.image_path(&id);
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
         removed.images.push(id);
         self.sweep_locked(&lock, &trash, &mut removed)?;
         drop(lock);
-        empty(&trash)?;
+        drop(trash);
+        let _lock = self.lock()?;
+        if !removed.names.is_empty() {
+            self.untag_locked(&[])?;
+        }
         Ok(removed)
     }
 
     /// Removes all that no image uses, and what killed processes left.
     pub fn collect_garbage(&self) -> Result<Removed> {
-        let trash = self.staging()?;
         let lock = self.lock()?;
         self.remove_leftovers_locked()?;
+        drop(lock);
+        let trash = self.staging()?;
+        let lock = self.lock()?;
         let mut removed = Removed::default();
         self.sweep_locked(&lock, &trash, &mut removed)?;
         drop(lock);
@@ -93,7 +100,13 @@ impl Store {
     /// Makes sure that nothing uses the image.
     fn claim_locked(&self, id: &ImageId, asked: &str) -> Result<File> {
         let in_use = |holder: String| Error::ImageInUse { image: asked.to_owned(), holder };
-        let container = self.containers()?.into_iter().find(|c| c.image_id == *id);
+        // One that cannot be read may be upon it.
+        let mut containers = self.all_containers()?.into_iter();
+        let container = containers.find_map(|container| match container {
+            Ok(container) if container.image_id != *id => None,
+            other => Some(other),
+        });
+        let container = container.transpose()?;
         if let Some(container) = container {
             let name = container.name;
             return Err(in_use(format!("writable layer {name} is upon it (plyfs rm {name})")));
@@ -102,7 +115,9 @@ impl Store {
         let file = File::open(&path).map_err(io_error("open", &path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use("it is mounted".to_owned())),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(in_use("it is mounted or being read".to_owned()))
+            }
             Err(errno) => Err(io_error("lock", &path)(errno.into())),
         }
     }
@@ -131,6 +146,19 @@ impl Store {
         Ok(used)
     }
 
+    /// Bytes of all kept blobs, and of those that no image has.
+    pub(super) fn kept_bytes(&self) -> Result<(u64, u64)> {
+        let used = self.used()?.blobs;
+        let (mut all, mut unused) = (0, 0);
+        for (name, path) in entries(&self.blobs_dir())? {
+            let size = fs::metadata(&path).map_or(0, |meta| meta.len());
+            all += size;
+            let is_used = Digest::from_hex(&name).is_ok_and(|blob| used.contains(&blob));
+            unused += if is_used { 0 } else { size };
+        }
+        Ok((all, unused))
+    }
+
     /// Takes out of the store what nothing uses.
     fn sweep_locked(
         &self,
@@ -148,7 +176,7 @@ impl Store {
         for (name, path) in entries(&self.root.join("image/layerdb/sha256"))? {
             let chain = Digest::from_hex(&name).map(ChainId).ok();
             if !chain.is_some_and(|chain| used.chains.contains(&chain)) {
-                fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+                discard(&path, trash, &format!("chain-{name}"))?;
                 removed.chains.extend(chain);
             }
         }
@@ -156,16 +184,22 @@ impl Store {
             if is_layer_used(&name) {
                 continue;
             }
-            let size = fs::read_to_string(path.join("size")).ok();
-            removed.bytes += size.and_then(|size| size.trim_end().parse::<u64>().ok()).unwrap_or(0);
+            removed.bytes += LayerFiles::new(&path).size().unwrap_or(0);
             removed.layers += 1;
-            fs::rename(&path, trash.path().join(&name)).map_err(io_error("remove", &path))?;
+            discard(&path, trash, &name)?;
         }
         for (_, path) in entries(&self.root.join("l"))? {
             let target = fs::read_link(&path).unwrap_or_default();
             let cache_id = target.iter().nth(2).and_then(|part| part.to_str());
             if !cache_id.is_some_and(is_layer_used) {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        // What refers to blobs goes before them.
+        for (name, path) in entries(&self.root.join("image/imagedb/metadata/sha256"))? {
+            let id = Digest::from_hex(&name).map(ImageId);
+            if !id.is_ok_and(|id| self.image_path(&id).exists()) {
+                discard(&path, trash, &format!("metadata-{name}"))?;
             }
         }
         self.sweep_blobs(&used, &pinned, removed)
@@ -190,11 +224,6 @@ impl Store {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
             }
         }
-        for (name, path) in entries(&self.root.join("image/imagedb/metadata/sha256"))? {
-            if !digest(&name).is_some_and(|id| self.image_path(&ImageId(id)).exists()) {
-                fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
-            }
-        }
         Ok(())
     }
 }
@@ -209,6 +238,11 @@ struct Manifest {
 #[derive(serde::Deserialize)]
 struct Layer {
     digest: String,
+}
+
+/// Takes a directory away, whole, into the trash.
+fn discard(path: &Path, trash: &Staging, name: &str) -> Result<()> {
+    fs::rename(path, trash.path().join(name)).map_err(io_error("remove", path))
 }
 
 /// Names and paths in a directory; none if it is not there.

@@ -1,5 +1,6 @@
 //! Images: configs, names, and finding one.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub struct Step {
     /// What was noted.
     pub comment: Option<String>,
     /// Whether it made no layer.
+    #[serde(deserialize_with = "null_is_default")]
     pub empty_layer: bool,
 }
 
@@ -94,26 +96,52 @@ pub struct ImageSummary {
 }
 
 impl Store {
-    /// Adds an image whose layers are all in the store, under these names.
-    pub(crate) fn add_image_locked(
+    /// Adds images whose layers are all in the store, under these names: all of them or none.
+    pub(crate) fn add_images_locked(
         &self,
         _lock: &StoreLock,
-        config: &[u8],
-        names: &[Name],
-    ) -> Result<ImageId> {
-        let id = ImageId(Digest::of(config));
-        let path = self.image_path(&id);
-        // Who mounts the image holds its config: one that is there stays.
-        if !fs::read(&path).is_ok_and(|known| known == config) {
-            self.write_atomically(&path, config)?;
+        images: &[(&[u8], &[Name])],
+    ) -> Result<Vec<ImageId>> {
+        let mut added = Vec::new();
+        let result = self.add_configs_and_names(images, &mut added);
+        if result.is_err() {
+            for path in added {
+                if let Err(error) = fs::remove_file(&path) {
+                    log::warn!("remove {}: {error}", path.display());
+                }
+            }
         }
-        if !names.is_empty() {
-            let mut known = self.read_repositories()?;
-            names.iter().for_each(|name| known.add(name, &id));
+        result
+    }
+
+    /// Adds configs, which then are in `added`, and names.
+    fn add_configs_and_names(
+        &self,
+        images: &[(&[u8], &[Name])],
+        added: &mut Vec<PathBuf>,
+    ) -> Result<Vec<ImageId>> {
+        let mut known = self.read_repositories()?;
+        let mut ids = Vec::new();
+        for (config, _) in images {
+            let id = ImageId(Digest::of(config));
+            let path = self.image_path(&id);
+            // Who mounts the image holds its config: one that is there stays.
+            if !fs::read(&path).is_ok_and(|known| known == *config) {
+                self.write_atomically(&path, config)?;
+                added.push(path);
+            }
+            ids.push(id);
+        }
+        self.sync_names(&["image/imagedb/content/sha256"])?;
+        let mut is_named = false;
+        for ((_, names), id) in images.iter().zip(&ids) {
+            names.iter().for_each(|name| known.add(name, id));
+            is_named |= !names.is_empty();
+        }
+        if is_named {
             self.write_repositories(&known)?;
         }
-        self.sync_names(&["image/imagedb/content/sha256", "image"])?;
-        Ok(id)
+        Ok(ids)
     }
 
     /// Gives an image one more name, which is taken from the image that had it.
@@ -125,7 +153,7 @@ impl Store {
         self.write_repositories(&known)
     }
 
-    /// Takes names away.
+    /// Takes names away; of images that are gone, their names are.
     pub(super) fn untag_locked(&self, names: &[Name]) -> Result<()> {
         let mut known = self.read_repositories()?;
         for name in names {
@@ -148,12 +176,13 @@ impl Store {
         use std::os::unix::fs::MetadataExt;
         let path = self.image_path(id);
         loop {
-            let file = File::open(&path).map_err(io_error("open", &path))?;
+            let file = File::open(&path).map_err(|error| self.no_config(id, error))?;
             rustix::fs::flock(&file, FlockOperation::LockShared)
                 .map_err(|errno| io_error("lock", &path)(errno.into()))?;
             // It may have been removed between the two, and loaded again.
             let held = file.metadata().map_err(io_error("stat", &path))?;
-            if fs::metadata(&path).map_err(io_error("open", &path))?.ino() == held.ino() {
+            let now = fs::metadata(&path).map_err(|error| self.no_config(id, error))?;
+            if now.ino() == held.ino() {
                 return Ok(file);
             }
         }
@@ -161,6 +190,7 @@ impl Store {
 
     /// All images, one entry per name, the newest first.
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let _lock = self.lock_shared()?;
         let names = self.names()?;
         let mut images = Vec::new();
         for id in self.image_ids()? {
@@ -172,12 +202,25 @@ impl Store {
             }
             images.extend(own.into_iter().map(|(name, _)| summary(Some(name.clone()))));
         }
-        images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+        // What is no time is older than all.
+        images.sort_by_cached_key(|image| {
+            let created = image.created.as_deref().and_then(|text| text.parse().ok());
+            (Reverse::<Option<jiff::Timestamp>>(created), image.name.clone())
+        });
         Ok(images)
     }
 
-    /// The image of this `NAME[:TAG]`, ID, or unambiguous beginning of an ID.
+    /// The image of this ID, `NAME[:TAG]`, `NAME[:TAG]@DIGEST` or unambiguous beginning of an ID.
     pub fn find_image(&self, asked: &str) -> Result<ImageId> {
+        let whole = asked.parse().or_else(|_| Digest::from_hex(asked)).map(ImageId);
+        if let Ok(id) = whole
+            && self.image_path(&id).exists()
+        {
+            return Ok(id);
+        }
+        if let Some((name, digest)) = asked.split_once('@') {
+            return self.find_by_digest(name, digest, asked);
+        }
         let names = self.names()?;
         if let Ok(name) = Name::parse(asked)
             && let Some((_, id)) = names.iter().find(|(known, _)| *known == name)
@@ -189,11 +232,25 @@ impl Store {
         let fitting: Vec<_> = ids.into_iter().filter(|id| id.hex().starts_with(prefix)).collect();
         match fitting[..] {
             [id] if !prefix.is_empty() => Ok(id),
-            [] | [_] => {
+            _ if fitting.len() < 2 || prefix.is_empty() => {
                 Err(Error::NoImage { asked: asked.to_owned(), nearest: nearest(asked, &names) })
             }
             _ => Err(Error::AmbiguousImage { asked: asked.to_owned(), count: fitting.len() }),
         }
+    }
+
+    /// The image that came with this manifest and has a name of this repository.
+    fn find_by_digest(&self, name: &str, digest: &str, asked: &str) -> Result<ImageId> {
+        let none = || Error::NoImage { asked: asked.to_owned(), nearest: None };
+        let digest: Digest = digest.parse().map_err(|_| none())?;
+        let name = Name::parse(name).map_err(|_| none())?;
+        for (known, id) in self.names()? {
+            if known.repository() == name.repository() && self.manifest_digest(&id)? == Some(digest)
+            {
+                return Ok(id);
+            }
+        }
+        Err(none())
     }
 
     /// Directories of the image's layers, the topmost first; above them what they inherit.
@@ -243,8 +300,15 @@ impl Store {
 
     /// The config of an image, byte for byte.
     pub fn config_text(&self, id: &ImageId) -> Result<Vec<u8>> {
-        let path = self.image_path(id);
-        fs::read(&path).map_err(io_error("read", &path))
+        fs::read(self.image_path(id)).map_err(|error| self.no_config(id, error))
+    }
+
+    /// Why an image's config cannot be read.
+    fn no_config(&self, id: &ImageId, error: std::io::Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NoImage { asked: id.to_string(), nearest: None },
+            _ => io_error("read", &self.image_path(id))(error),
+        }
     }
 
     /// The config of an image.
@@ -266,6 +330,7 @@ impl Store {
         Ok(ids)
     }
 
+    /// All names, and what each stands for.
     pub(super) fn names(&self) -> Result<Vec<(Name, ImageId)>> {
         let known = self.read_repositories()?;
         let mut names = Vec::new();
@@ -283,16 +348,35 @@ impl Store {
 
     fn write_repositories(&self, known: &Repositories) -> Result<()> {
         let text = serde_json::to_vec(known).map_err(|e| self.damaged(&e))?;
-        self.write_atomically(&self.repositories_path(), &text)
+        let path = self.repositories_path();
+        if fs::read(&path).is_ok_and(|known| known == text) {
+            return Ok(());
+        }
+        self.write_atomically(&path, &text)?;
+        self.sync_names(&["image"])
     }
 
     fn read_repositories(&self) -> Result<Repositories> {
         let path = self.repositories_path();
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| self.damaged(&e)),
+            Ok(text) => {
+                let known = serde_json::from_slice(&text).map_err(|e| self.damaged(&e));
+                known.map(|known| self.without_dangling(known))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Repositories::default()),
             Err(e) => Err(io_error("read", &path)(e)),
         }
+    }
+
+    /// Names end with their image: `rmi` takes the image away first, which needs no room.
+    fn without_dangling(&self, mut known: Repositories) -> Repositories {
+        let is_there =
+            |id: &String| id.parse().is_ok_and(|id| self.image_path(&ImageId(id)).exists());
+        for tags in known.repositories.values_mut() {
+            tags.retain(|_, id| is_there(id));
+        }
+        known.repositories.retain(|_, tags| !tags.is_empty());
+        known
     }
 
     fn damaged(&self, reason: &dyn std::fmt::Display) -> Error {
@@ -310,7 +394,7 @@ impl Store {
 /// The known name most like `asked`, if any is like it at all.
 fn nearest(asked: &str, names: &[(Name, ImageId)]) -> Option<String> {
     /// Similarity from 0 to 1 above which a guess helps more than it puzzles.
-    const ALIKE: f64 = 0.6;
+    const ALIKE: f64 = 0.8;
     let likeness = |name: &Name| {
         let whole = strsim::jaro_winkler(asked, &name.to_string());
         whole.max(strsim::jaro_winkler(asked, name.repository()))

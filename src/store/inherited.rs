@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
+use super::layer_files::LayerFiles;
 use super::stack::{Cursor, Layer, Stack, failed};
 use super::{Error, Result, Store};
 use crate::layers::{marks, path, private_xattr};
@@ -36,9 +37,6 @@ impl Store {
         at: &Path,
         lookups: &Cell<u64>,
     ) -> Result<bool> {
-        if homes.len() < 2 {
-            return Ok(false);
-        }
         Stack::open(homes, lookups)?.build_inherited(at)
     }
 }
@@ -61,19 +59,21 @@ impl Stack<'_> {
         let make = fs::create_dir(home).and_then(|()| fs::create_dir(&diff));
         make.map_err(super::io_error("make", &diff))?;
         let root = sys::open_dir(&diff).map_err(failed("open", b"diff"))?;
-        let mut built = Built { stack: self, root, directories: BTreeSet::from([Vec::new()]) };
+        let directories_made = BTreeSet::from([Vec::new()]);
+        let mut built = Built { stack: self, root, directories: directories_made, size: 0 };
         for path in &directories {
             built.directory(path)?;
         }
         built.links(&links)?;
         built.finish()?;
+        LayerFiles::new(home).write_size(built.size)?;
         Ok(true)
     }
 
     /// Directories that show what no tar lists, though one below does.
     fn inheriting_directories(&self) -> Result<Vec<Vec<u8>>> {
-        let above_lowest = &self.layers[..self.layers.len() - 1];
-        let paths: BTreeSet<_> = above_lowest.iter().flat_map(|layer| &layer.implied).collect();
+        let above_lowest = self.layers.iter().rev().skip(1);
+        let paths: BTreeSet<_> = above_lowest.flat_map(|layer| &layer.implied).collect();
         let mut cursor = self.cursor();
         let mut inheriting = Vec::new();
         for path in paths {
@@ -196,6 +196,8 @@ struct Built<'a> {
     stack: &'a Stack<'a>,
     root: OwnedFd,
     directories: BTreeSet<Vec<u8>>,
+    /// Bytes of its files.
+    size: u64,
 }
 
 impl Built<'_> {
@@ -253,6 +255,7 @@ impl Built<'_> {
                     .map_err(failed("create", to))?;
                 sys::copy_data(data.as_fd(), copy.as_fd(), stat.size)
                     .map_err(failed("copy", to))?;
+                self.size += stat.size;
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&object, c"", Vec::new())

@@ -1,6 +1,6 @@
 //! Layers in the store: by ChainID in the database, by DiffID on disk.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -129,7 +129,10 @@ impl Store {
     /// Brings a stack's record into the store, or what it says of inheritance.
     pub(crate) fn add_chain(&self, built: &Path, record: &NewChain) -> Result<()> {
         let home = self.chain_path(&record.chain);
-        let is_known = self.cache_id(&record.chain).is_ok_and(|known| known == record.diff.hex());
+        // What a killed process has left of one is none.
+        let is_known = self.cache_id(&record.chain).is_ok_and(|known| known == record.diff.hex())
+            && self.diff_of(&record.chain).is_ok_and(|known| known == record.diff)
+            && self.layer_size(&record.chain).is_ok();
         if !is_known {
             if home.exists() {
                 fs::remove_dir_all(&home).map_err(io_error("remove", &home))?;
@@ -142,7 +145,8 @@ impl Store {
                 if self.inherited_text(&record.chain)?.as_ref() == Some(&text) {
                     return Ok(());
                 }
-                self.write_atomically(&home.join("inherited"), text.as_bytes())
+                self.write_atomically(&home.join("inherited"), text.as_bytes())?;
+                super::sync_dir(&home)
             }
             None => Ok(()),
         }
@@ -179,9 +183,7 @@ impl Store {
     /// Makes renames into directories of the store last.
     pub(crate) fn sync_names(&self, dirs: &[&str]) -> Result<()> {
         for dir in dirs {
-            let path = self.root.join(dir);
-            let sync = File::open(&path).and_then(|dir| dir.sync_all());
-            sync.map_err(io_error("sync", &path))?;
+            super::sync_dir(&self.root.join(dir))?;
         }
         Ok(())
     }

@@ -73,6 +73,14 @@ pub enum Error {
         /// How many images it fits.
         count: usize,
     },
+    /// Several writable layers have IDs that begin so.
+    #[error("{asked} is the beginning of {count} IDs of writable layers: give more digits")]
+    AmbiguousContainer {
+        /// What was asked for.
+        asked: String,
+        /// How many it fits.
+        count: usize,
+    },
     /// No writable layer has this name.
     #[error("no writable layer {0} (see plyfs ps)")]
     NoContainer(String),
@@ -96,7 +104,7 @@ pub enum Error {
     },
     /// The name cannot be a writable layer's.
     #[error(
-        "{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first"
+        "{0:?} is no name for a writable layer: use letters, digits, '_', '.' and '-', a letter or digit first, 128 at most"
     )]
     BadName(String),
     /// A hard link of a layer leads nowhere.
@@ -145,6 +153,12 @@ fn io_error(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |cause| Error::Io { op, path, cause }
 }
 
+/// Makes the names in a directory last.
+fn sync_dir(path: &Path) -> Result<()> {
+    let sync = File::open(path).and_then(|dir| dir.sync_all());
+    sync.map_err(io_error("sync", path))
+}
+
 /// An image store.
 #[derive(Debug)]
 pub struct Store {
@@ -189,6 +203,16 @@ impl Store {
         rustix::fs::flock(&file, FlockOperation::LockExclusive)
             .map_err(|errno| io_error("lock", &path)(errno.into()))?;
         Ok(StoreLock { _file: file })
+    }
+
+    /// Keeps the store's lists as they are while they are read; nothing where there is no lock that
+    /// may be opened: who may not write need not fear that others wait for them.
+    pub(crate) fn lock_shared(&self) -> Result<Option<StoreLock>> {
+        let path = self.root.join("lock");
+        let Ok(file) = File::open(&path) else { return Ok(None) };
+        rustix::fs::flock(&file, FlockOperation::LockShared)
+            .map_err(|errno| io_error("lock", &path)(errno.into()))?;
+        Ok(Some(StoreLock { _file: file }))
     }
 
     /// Writes a small file so that a reader sees the old or the new content, also after a crash.

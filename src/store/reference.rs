@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::digest::Digest;
+
 /// What the familiar form leaves out (the distribution project's `reference` package,
 /// `FamiliarName`): the default registry, and there the namespace of a name that has no other.
 const DEFAULT_REGISTRIES: [&str; 2] = ["docker.io/", "index.docker.io/"];
@@ -67,26 +69,56 @@ fn familiar(repository: &str) -> &str {
     rest.strip_prefix(DEFAULT_NAMESPACE).filter(|name| !name.contains('/')).unwrap_or(rest)
 }
 
-/// Path components of lowercase letters and digits, with separators between them; the first
-/// may be a host with a port.
+/// Whether docker takes it (the `reference` package's grammar, and what it reserves for digests).
 fn is_repository(text: &str) -> bool {
-    let good = |component: &str, first: bool| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        let between = |b: u8| {
-            inner(b) || b"._-".contains(&b) || first && (b == b':' || b.is_ascii_uppercase())
-        };
-        let bytes = component.as_bytes();
-        match (bytes.first(), bytes.last()) {
-            (Some(a), Some(z)) => {
-                let edge = |b: u8| inner(b) || first && b.is_ascii_uppercase();
-                edge(*a) && edge(*z) && bytes.iter().all(|b| between(*b))
-            }
-            _ => false,
-        }
+    let (host, path) = match text.split_once('/') {
+        Some((host, path)) if is_host(host) => (Some(host), path),
+        _ => (None, text),
     };
-    let several = text.contains('/');
+    let is_digest = text == "sha256" || Digest::from_hex(text).is_ok();
     text.len() <= MAX_REPOSITORY
-        && text.split('/').enumerate().all(|(n, part)| good(part, several && n == 0))
+        && !is_digest
+        && path.split('/').all(is_path_component)
+        && host.is_none_or(|host| is_domain(host) || is_path_component(host))
+}
+
+/// Whether a name's first component is a host, not the first part of a path.
+fn is_host(text: &str) -> bool {
+    text == "localhost"
+        || text.contains(['.', ':', '['])
+        || text.bytes().any(|b| b.is_ascii_uppercase())
+}
+
+/// Lowercase letters and digits, with `.`, `_`, `__` or any number of `-` between them.
+fn is_path_component(text: &str) -> bool {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separators = text.split(is_inner).filter(|between| !between.is_empty());
+    text.starts_with(is_inner)
+        && text.ends_with(is_inner)
+        && separators.into_iter().all(|between| {
+            [".", "_", "__"].contains(&between) || between.bytes().all(|b| b == b'-')
+        })
+}
+
+/// A host name, or an IPv6 address in brackets; a port may follow.
+fn is_domain(text: &str) -> bool {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let is_label = |label: &str| {
+        let is_edge = |c: char| c.is_ascii_alphanumeric();
+        let all = label.chars().all(|c| is_edge(c) || c == '-');
+        all && label.starts_with(is_edge) && label.ends_with(is_edge)
+    };
+    if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let is_address = address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');
+        return is_address
+            && !address.is_empty()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    let (name, port) = match text.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (text, None),
+    };
+    name.split('.').all(is_label) && port.is_none_or(is_port)
 }
 
 fn is_tag(text: &str) -> bool {
@@ -101,6 +133,7 @@ mod tests {
 
     #[test]
     fn names() {
+        const SHA: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let table = [
             ("alpine", Some("alpine:latest")),
             ("alpine:3.10", Some("alpine:3.10")),
@@ -120,6 +153,22 @@ mod tests {
             ("a//b", None),
             ("a:b/c:d e", None),
             ("a\u{1b}[2J", None),
+            ("a-b--c.d_e/f", Some("a-b--c.d_e/f:latest")),
+            ("A.example:80/x", Some("A.example:80/x:latest")),
+            ("Host/x", Some("Host/x:latest")),
+            ("[::1]:5000/x", Some("[::1]:5000/x:latest")),
+            ("a..b", None),
+            ("a___b", None),
+            ("a-.b", None),
+            ("a-", None),
+            ("a:b/c", None),
+            ("a:5000", Some("a:5000")),
+            ("[::1/x", None),
+            ("host:/x", None),
+            ("sha256:0123", None),
+            (SHA, None),
+            (&format!("{SHA}:latest"), None),
+            (&format!("x/{SHA}"), Some(&format!("x/{SHA}:latest"))),
         ];
         for (text, expected) in table {
             let name = Name::parse(text).ok().map(|name| name.to_string());

@@ -49,7 +49,9 @@ impl Store {
         // Under the store's lock nobody takes a directory for abandoned before it is locked.
         let _lock = self.lock()?;
         let tmp = self.root.join("tmp");
-        self.remove_abandoned(&tmp)?;
+        if let Err(error) = self.remove_abandoned(&tmp) {
+            log::warn!("{error}"); // another user's, perhaps; it is in nobody's way
+        }
         let made = tempfile::Builder::new().prefix("build-").tempdir_in(&tmp);
         let path = made.map_err(io_error("write", &tmp))?.keep();
         let lock = File::open(&path).map_err(io_error("open", &path))?;
@@ -90,8 +92,9 @@ impl Store {
     }
 
     /// Removes directories that nobody has locked, and small files, which exist only while somebody
-    /// has the store's lock, as the caller has it now.
+    /// has the store's lock, as the caller has it now; as many as can be removed.
     fn remove_abandoned(&self, tmp: &Path) -> Result<()> {
+        let mut result = Ok(());
         for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))? {
             let path = entry.map_err(io_error("read", tmp))?.path();
             let Ok(held) = File::open(&path) else { continue }; // gone since
@@ -101,9 +104,9 @@ impl Store {
                 continue;
             }
             let removed = if is_dir { remove_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(io_error("remove", &path))?;
+            result = result.and(removed.map_err(io_error("remove", &path)));
         }
-        Ok(())
+        result
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use super::digest::{DiffId, ImageId};
+use super::digest::ImageId;
 use super::layer_files::LayerFiles;
 use super::reference::Name;
 use super::{Result, Store, io_error};
@@ -15,7 +15,7 @@ pub struct ImageUsage {
     pub id: ImageId,
     /// Its names.
     pub names: Vec<Name>,
-    /// Bytes of the files in all its layers.
+    /// Bytes of the files in all its layers, and of those that the layers take from one another.
     pub size: u64,
     /// Those of layers that other images have too.
     pub shared: u64,
@@ -28,54 +28,55 @@ pub struct ImageUsage {
 pub struct Usage {
     /// Each of them.
     pub images: Vec<ImageUsage>,
-    /// Bytes of the files in all layers of the store.
+    /// Bytes of the files in all layers of the store, and of blobs that are kept.
     pub total: u64,
-    /// Those of layers that no image has.
+    /// Those of layers and blobs that no image has.
     pub reclaimable: u64,
 }
 
 impl Store {
     /// Counts what images take.
     pub fn usage(&self) -> Result<Usage> {
+        let _lock = self.lock_shared()?;
         let containers = self.containers()?;
-        let mut users: HashMap<DiffId, HashSet<ImageId>> = HashMap::new();
-        let mut layers: Vec<(ImageId, Vec<DiffId>)> = Vec::new();
-        for id in self.image_ids()? {
-            let mut diffs = Vec::new();
-            for chain in self.chain_ids(&id)? {
-                let diff = self.diff_of(&chain)?;
-                users.entry(diff).or_default().insert(id);
-                diffs.push(diff);
-            }
-            layers.push((id, diffs));
-        }
+        let names = self.names()?;
+        // What lies below layers/, by name: bytes, and the images that have it.
+        let mut users: HashMap<String, HashSet<ImageId>> = HashMap::new();
         let mut images = Vec::new();
-        for (id, diffs) in layers {
-            let mut usage = ImageUsage {
+        for id in self.image_ids()? {
+            for home in self.layer_dirs(&id)? {
+                let cache_id = home.iter().nth_back(1).unwrap_or_default().to_string_lossy();
+                users.entry(cache_id.into_owned()).or_default().insert(id);
+            }
+            let own = names.iter().filter(|(_, of)| *of == id);
+            images.push(ImageUsage {
                 id,
-                names: self.names_of(&id)?,
+                names: own.map(|(name, _)| name.clone()).collect(),
                 size: 0,
                 shared: 0,
                 containers: containers.iter().filter(|c| c.image_id == id).count(),
-            };
-            // A layer that a stack has twice lies there once.
-            for diff in diffs.into_iter().collect::<HashSet<_>>() {
-                let size = self.layer_files(&diff).size()?;
-                usage.size += size;
-                usage.shared += if users[&diff].len() > 1 { size } else { 0 };
-            }
-            images.push(usage);
+            });
         }
-        images.sort_by(|a, b| (&a.names, a.id).cmp(&(&b.names, b.id)));
-        let (mut total, mut used) = (0, 0);
+        let mut usage = Usage { images, total: 0, reclaimable: 0 };
         let dir = self.root.join("layers");
         for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
             let home = entry.map_err(io_error("read", &dir))?.path();
-            total += LayerFiles::new(&home).size().unwrap_or(0); // what is inherited has no size
+            let size = LayerFiles::new(&home).size().unwrap_or(0); // the empty layer has none
+            usage.total += size;
+            let name = home.file_name().unwrap_or_default().to_string_lossy();
+            let Some(users) = users.get(&*name) else {
+                usage.reclaimable += size;
+                continue;
+            };
+            for image in usage.images.iter_mut().filter(|image| users.contains(&image.id)) {
+                image.size += size;
+                image.shared += if users.len() > 1 { size } else { 0 };
+            }
         }
-        for diff in users.keys() {
-            used += self.layer_files(diff).size()?;
-        }
-        Ok(Usage { images, total, reclaimable: total.saturating_sub(used) })
+        let (kept, unused) = self.kept_bytes()?;
+        usage.total += kept;
+        usage.reclaimable += unused;
+        usage.images.sort_by(|a, b| (&a.names, a.id).cmp(&(&b.names, b.id)));
+        Ok(usage)
     }
 }
