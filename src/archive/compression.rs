@@ -44,7 +44,7 @@ pub fn sniff(magic: &[u8]) -> Compression {
 }
 
 /// Reads up to `buffer.len()` bytes, less only at the end.
-pub(super) fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_full(input: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
         match input.read(&mut buffer[done..]) {
@@ -80,7 +80,11 @@ pub(super) fn decode<'a>(
             let mut whole = whole;
             let begin = whole.fill_buf().map_err(|e| Error::io("read", what, e))?;
             let alone = (window_of(begin) > LARGE_WINDOW).then(|| ONE_LARGE_WINDOW.lock());
-            let decoder = zstd::Decoder::with_buffer(whole).map_err(failed)?;
+            let mut decoder = zstd::Decoder::with_buffer(whole).map_err(failed)?;
+            if alone.is_none() {
+                // Nor may a later frame have a larger one.
+                decoder.window_log_max(LARGE_WINDOW.ilog2()).map_err(failed)?;
+            }
             Box::new(Alone { decoder, _alone: alone })
         }
         Compression::Xz => {
@@ -94,8 +98,13 @@ pub(super) fn decode<'a>(
     })
 }
 
-/// The window of the Zstandard frame that begins so (RFC 8878, 3.1.1.1); 0 if it does not tell.
-fn window_of(frame: &[u8]) -> u64 {
+/// The window of the first Zstandard frame (RFC 8878, 3.1.1.1) of a stream that begins so; 0 if it
+/// does not tell.
+fn window_of(mut frame: &[u8]) -> u64 {
+    while let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, rest @ ..] = frame {
+        let len = u32::from_le_bytes([*a, *b, *c, *d]); // a skippable frame
+        frame = usize::try_from(len).ok().and_then(|len| rest.get(len..)).unwrap_or_default();
+    }
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = frame else { return 0 };
     let little_endian = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
     if descriptor & 0x20 == 0 {
@@ -173,6 +182,11 @@ mod tests {
             decoder(&large[..], "it").unwrap().read_to_end(&mut plain).unwrap();
             assert_eq!(plain, [7; 1000]);
         }
+        let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9], &large[..]].concat();
+        assert_eq!(window_of(&skippable), 128 << 20);
+        let later = [zstd::encode_all(&[7; 9][..], 1).unwrap(), large].concat();
+        let error = decoder(&later[..], "it").unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("memory"), "{error}");
         assert_eq!(window_of(b""), 0);
         assert_eq!(window_of(&[0x28, 0xb5, 0x2f, 0xfd]), 0);
     }

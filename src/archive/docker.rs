@@ -1,18 +1,20 @@
 //! `docker save` archives: v1.2 (`manifest.json`), the v25 hybrid, and the v1 form
 //! (`repositories` and ID/json, ID/layer.tar).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::limits::{self, Limits};
+use super::pipeline::{self, Bounds};
+use super::platform::Platform;
+use super::progress::Silent;
 use super::source::{Source, verify};
-use super::{Error, LayerBlob, LoadOptions, Plan, Result, load, platform::Platform};
-use crate::store::digest::Digest;
+use super::{Error, LayerBlob, LoadOptions, Plan, Result};
+use crate::store::digest::{DiffId, Digest};
 use crate::store::reference::Name;
-
-/// Layers of a v1 image, at most (docker's own limit is 127).
-const MAX_V1_LAYERS: usize = 1000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -30,7 +32,23 @@ pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Pl
     if items.is_empty() {
         return Err(Error::document("manifest.json", "it lists no image"));
     }
-    items.into_iter().map(|item| plan(source, item, options)).collect()
+    fitting(items.into_iter().map(|item| plan(source, item, options)))
+}
+
+/// The plans of what is wanted; what else there is, is passed over.
+pub(super) fn fitting(plans: impl Iterator<Item = Result<Plan>>) -> Result<Vec<Plan>> {
+    let (mut fitting, mut other) = (Vec::new(), None);
+    for plan in plans {
+        match plan {
+            Ok(plan) => fitting.push(plan),
+            Err(error @ Error::Other(_)) => other = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match other {
+        Some(other) if fitting.is_empty() => Err(other),
+        _ => Ok(fitting),
+    }
 }
 
 fn plan(source: &Source, item: ManifestItem, options: &LoadOptions<'_>) -> Result<Plan> {
@@ -49,10 +67,13 @@ fn plan(source: &Source, item: ManifestItem, options: &LoadOptions<'_>) -> Resul
 /// What is asked for by name must be what the config says.
 pub(super) fn check_platform(what: &str, config: &[u8], options: &LoadOptions<'_>) -> Result<()> {
     let Some(wanted) = &options.platform else { return Ok(()) };
-    let found: Platform = serde_json::from_slice(config).map_err(|e| Error::document(what, e))?;
+    let mut found: Platform =
+        serde_json::from_slice(config).map_err(|e| Error::document(what, e))?;
+    let shown = found.to_string();
+    found.variant = found.variant.or_else(|| wanted.variant.clone()); // many do not tell it
     match found.fits(wanted) {
         true => Ok(()),
-        false => Err(Error::Unsupported(format!("no image for {wanted}: {what} is for {found}"))),
+        false => Err(Error::Other(format!("no image for {wanted}: {what} is for {shown}"))),
     }
 }
 
@@ -88,21 +109,51 @@ pub(super) fn v1_plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec
     if by_top.is_empty() {
         return Err(bad(&"it names no image"));
     }
-    by_top.into_iter().map(|(top, names)| v1_plan(source, &top, names, options)).collect()
+    let mut hashed = Hashed::new(source, options);
+    fitting(by_top.into_iter().map(|(top, names)| v1_plan(&mut hashed, &top, names, options)))
+}
+
+/// The DiffIDs of layers, each hashed once.
+struct Hashed<'a> {
+    source: &'a Source,
+    limits: Limits,
+    /// Uncompressed bytes so far.
+    bytes: AtomicU64,
+    /// By where they lie.
+    known: HashMap<(u64, u64), DiffId>,
+}
+
+impl<'a> Hashed<'a> {
+    fn new(source: &'a Source, options: &LoadOptions<'_>) -> Self {
+        let (bytes, known) = (AtomicU64::new(0), HashMap::new());
+        Self { source, limits: options.limits, bytes, known }
+    }
+
+    fn diff(&mut self, path: &str) -> Result<DiffId> {
+        let identity = self.source.identity(path)?;
+        if let Some(known) = self.known.get(&identity) {
+            return Ok(*known);
+        }
+        let bounds = Bounds { limits: self.limits, bytes: &self.bytes };
+        let input = self.source.open(path)?;
+        let (found, _) = pipeline::run(input, path, bounds, &Silent, |_| Ok(()))?;
+        self.known.insert(identity, found.diff);
+        Ok(found.diff)
+    }
 }
 
 fn v1_plan(
-    source: &Source,
+    hashed: &mut Hashed<'_>,
     top: &str,
     names: Vec<Name>,
     options: &LoadOptions<'_>,
 ) -> Result<Plan> {
-    let mut chain = v1_chain(source, top)?;
+    let mut chain = v1_chain(hashed.source, top, options.limits)?;
     chain.reverse(); // now the lowest first
     let (mut layers, mut diffs, mut history) = (Vec::new(), Vec::new(), Vec::new());
     for (id, json) in &chain {
         let path = format!("{id}/layer.tar");
-        diffs.push(load::diff_id(source, &path, options.limits)?.to_string());
+        diffs.push(hashed.diff(&path)?.to_string());
         layers.push(LayerBlob { path, digest: None, size: None });
         history.push(v1_history(json));
     }
@@ -118,15 +169,20 @@ fn v1_plan(
 }
 
 /// The image's layers with their `json`, from the top to the one without a parent.
-fn v1_chain(source: &Source, top: &str) -> Result<Vec<(String, Map<String, Value>)>> {
+fn v1_chain(
+    source: &Source,
+    top: &str,
+    limits: Limits,
+) -> Result<Vec<(String, Map<String, Value>)>> {
     let mut chain = Vec::new();
     let mut seen = HashSet::new();
     let mut next = Some(top.to_owned());
     while let Some(id) = next {
         let path = format!("{id}/json");
-        if !seen.insert(id.clone()) || chain.len() >= MAX_V1_LAYERS {
+        if !seen.insert(id.clone()) {
             return Err(Error::document(&path, "its parents never end"));
         }
+        limits.check(limits::Name::Layers, seen.len() as u64)?;
         let text = source.document(&path)?;
         let json: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| Error::document(&path, e))?;

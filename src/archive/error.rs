@@ -25,8 +25,11 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] crate::store::Error),
     /// Neither a tar nor one of the compressions.
-    #[error("not an image archive (no tar, plain or compressed)")]
+    #[error("no tar, neither plain nor compressed with gzip, zstd or xz")]
     NotATar,
+    /// Something else than what is wanted, which is passed over if what is wanted is there too.
+    #[error("{0}")]
+    Other(String),
     /// A tar or folder that holds no image.
     #[error("no image in it: neither manifest.json, index.json nor repositories")]
     NoImage,
@@ -149,6 +152,7 @@ impl Error {
             Self::Io { .. } | Self::Store(_) | Self::Limit { .. } => false,
             Self::NotATar
             | Self::NoImage
+            | Self::Other(_)
             | Self::Truncated(_)
             | Self::BadEntry { .. }
             | Self::Document { .. }

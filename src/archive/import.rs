@@ -1,16 +1,18 @@
 //! A root filesystem's tar as an image of one layer.
 
 use std::fs;
+use std::io::{self, Read};
 use std::sync::atomic::AtomicU64;
 
 use serde_json::json;
 
+use super::compression::read_full;
 use super::load::{self, Load};
 use super::pipeline::Bounds;
 use super::platform::Platform;
 use super::source::{Input, Source};
-use super::unpack::{self};
-use super::{Error, LayerBlob, LoadOptions, Plan, Report, Result, pipeline};
+use super::tar::{BLOCK, begins_tar};
+use super::{Error, LayerBlob, LoadOptions, Plan, Report, Result, pipeline, unpack};
 use crate::store::Store;
 use crate::store::reference::Name;
 
@@ -40,10 +42,15 @@ pub fn import(
     make.map_err(|e| Error::io("make", home.display(), e))?;
     let bounds = Bounds { limits: options.limits, bytes: &AtomicU64::new(0) };
     let progress = options.progress.layer("rootfs", "import", source.size(PART)?);
-    let (found, unpacked) = pipeline::run(source.open(PART)?, PART, bounds, &*progress, |plain| {
-        unpack::unpack(plain, &home, options.limits)
+    let (found, left_out) = pipeline::run(source.open(PART)?, PART, bounds, &*progress, |plain| {
+        let mut block = [0; BLOCK];
+        let len = read_full(plain, &mut block).map_err(|e| Error::io("read", "the tar", e))?;
+        if len < BLOCK || !begins_tar(&block) {
+            return Err(Error::NotATar);
+        }
+        unpack::unpack(&mut io::Cursor::new(block).chain(plain), &home, options.limits)
     })?;
-    let left_out = unpacked?.left_out;
+    let left_out = left_out?;
     drop(progress);
     let built = layers.join(found.diff.hex());
     fs::rename(&home, &built).map_err(|e| Error::io("make", built.display(), e))?;

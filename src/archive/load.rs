@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -18,7 +19,7 @@ use super::limits::{Limits, Name};
 use super::pipeline::Bounds;
 use super::progress::LayerProgress;
 use super::source::Source;
-use super::unpack::{self, LeftOut, Unpacked};
+use super::unpack::{self, LeftOut};
 use super::{Error, LayerBlob, LoadOptions, Loaded, Plan, Report, Result, docker, oci, pipeline};
 use crate::store::digest::{ChainId, DiffId, Digest};
 use crate::store::images::ImageConfig;
@@ -36,7 +37,7 @@ pub(super) fn load(
     options: &LoadOptions<'_>,
 ) -> Result<Report> {
     let plans = if source.has("manifest.json") {
-        docker::plans(source, options)?
+        docker_plans(source, options)?
     } else if source.has("index.json") {
         oci::plans(source, options)?
     } else if source.has("repositories") {
@@ -45,6 +46,28 @@ pub(super) fn load(
         return Err(Error::NoImage);
     };
     load_plans(store, staging, source, options, plans)
+}
+
+/// Of an archive that is an OCI layout too, as docker writes it since 25: what only that tells.
+fn docker_plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
+    let is_layout = source.has("index.json");
+    match docker::plans(source, options) {
+        Err(Error::Other(_)) if is_layout => oci::plans(source, options),
+        Ok(plans) if is_layout && options.keep_blobs => {
+            let mut of_layout = oci::plans(source, options)?;
+            let with_manifest = |plan: Plan| {
+                let same = of_layout.iter_mut().find(|of_layout| of_layout.config == plan.config);
+                match same {
+                    Some(Plan { layers, manifest, .. }) => {
+                        Plan { layers: mem::take(layers), manifest: manifest.take(), ..plan }
+                    }
+                    None => plan,
+                }
+            };
+            Ok(plans.into_iter().map(with_manifest).collect())
+        }
+        plans => plans,
+    }
 }
 
 /// Loads what is planned.
@@ -56,6 +79,9 @@ fn load_plans(
     plans: Vec<Plan>,
 ) -> Result<Report> {
     let images = plans.into_iter().map(Image::new).collect::<Result<Vec<_>>>()?;
+    if options.keep_blobs && images.iter().any(|image| image.plan.manifest.is_none()) {
+        return Err(Error::Unsupported("--keep-blobs: the archive has no OCI manifest".to_owned()));
+    }
     options.limits.check(Name::Images, images.len() as u64)?;
     for image in &images {
         options.limits.check(Name::Layers, image.diffs.len() as u64)?;
@@ -202,16 +228,16 @@ impl<'a> Load<'a> {
         }
         let input = self.source.open(&blob.path)?;
         let home = self.staged(&diff);
-        let unpack = |plain: &mut dyn std::io::Read| -> Result<Unpacked> {
+        let unpack = |plain: &mut dyn std::io::Read| -> Result<LeftOut> {
             if !is_new {
-                return Ok(Unpacked::default()); // all of it is hashed nevertheless
+                return Ok(LeftOut::default()); // all of it is hashed nevertheless
             }
             fs::create_dir(&home).map_err(|e| Error::io("make", home.display(), e))?;
             unpack::unpack(plain, &home, self.limits())
         };
         let bounds = Bounds { limits: self.limits(), bytes: &self.bytes };
         let in_layer = |e: Error| e.in_layer(&blob.path);
-        let (found, unpacked) =
+        let (found, left_out) =
             pipeline::run(input, &blob.path, bounds, &*progress, unpack).map_err(in_layer)?;
         // Damage is the reason for whatever it led to: tell of it first.
         if let Some(expected) = blob.digest.filter(|expected| *expected != found.blob) {
@@ -221,7 +247,7 @@ impl<'a> Load<'a> {
             let layer = blob.path.clone();
             return Err(Error::DiffId { layer, expected: diff, found: found.diff });
         }
-        Ok(unpacked.map_err(in_layer)?.left_out)
+        left_out.map_err(in_layer)
     }
 
     /// A blob that was seen to hold a layer needs no inflating to be known again.
@@ -323,9 +349,7 @@ impl<'a> Load<'a> {
         let dir = self.staging.path().join("blobs");
         fs::create_dir(&dir).map_err(|e| Error::io("make", dir.display(), e))?;
         for image in images {
-            let manifest = image.plan.manifest.as_ref().ok_or_else(|| {
-                Error::Unsupported("--keep-blobs: the archive has no OCI manifest".to_owned())
-            })?;
+            let Some(manifest) = &image.plan.manifest else { continue };
             let write = |digest: &Digest, bytes: &[u8]| {
                 let path = dir.join(digest.hex());
                 fs::write(&path, bytes).map_err(|e| Error::io("write", path.display(), e))
@@ -373,12 +397,4 @@ impl<'a> Load<'a> {
 fn sync(path: &Path) -> Result<()> {
     let dir = File::open(path).map_err(|e| Error::io("open", path.display(), e))?;
     rustix::fs::syncfs(dir).map_err(|e| Error::io("sync", path.display(), e.into()))
-}
-
-/// The DiffID of a layer, for archives that do not tell it.
-pub(super) fn diff_id(source: &Source, path: &str, limits: Limits) -> Result<DiffId> {
-    let bounds = Bounds { limits, bytes: &AtomicU64::new(0) };
-    let silent = super::progress::Silent;
-    let (found, _) = pipeline::run(source.open(path)?, path, bounds, &silent, |_| Ok(()))?;
-    Ok(found.diff)
 }

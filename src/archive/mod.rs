@@ -32,6 +32,7 @@ pub mod tar;
 pub mod tar_split;
 mod unpack;
 mod verify;
+mod verify_inherited;
 
 use std::io::Read;
 use std::path::Path;
@@ -47,7 +48,8 @@ pub use save::{Compression as SaveCompression, Format as SaveFormat, SaveOptions
 pub use source::Input;
 use source::Source;
 pub use unpack::LeftOut;
-pub use verify::{Finding, verify_layer};
+pub use verify::{Finding, verify_blobs, verify_layer};
+pub use verify_inherited::verify_inherited;
 
 use crate::store::Store;
 use crate::store::digest::{Digest, ImageId};

@@ -2,7 +2,7 @@
 //!
 //! Every document but `index.json` is named by a digest, which is verified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ use crate::store::reference::Name;
 
 /// Indexes within indexes, at most.
 const MAX_DEPTH: usize = 8;
-/// Annotations that carry a name; the first one found counts.
+/// Annotations that carry a name; the first one that is one counts.
 const NAME_ANNOTATIONS: [&str; 2] =
     ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
@@ -49,8 +49,8 @@ impl Descriptor {
     /// A name, where the annotation holds more than a tag.
     fn name(&self) -> Option<Name> {
         let annotations = self.annotations.as_ref()?;
-        let text = NAME_ANNOTATIONS.iter().find_map(|key| annotations.get(*key))?;
-        Name::parse(text).ok().filter(|_| text.contains([':', '/']))
+        let texts = NAME_ANNOTATIONS.iter().filter_map(|key| annotations.get(*key));
+        texts.filter(|text| text.contains([':', '/'])).find_map(|text| Name::parse(text).ok())
     }
 
     /// Whether this is an attestation or the like, not something to run.
@@ -65,11 +65,12 @@ impl Descriptor {
 pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
     let index = parse("index.json", &source.document("index.json")?)?;
     let listed = index.manifests.unwrap_or_default();
-    let mut plans = Vec::new();
-    for descriptor in fitting(&listed, options.platform.as_ref())? {
+    let fitting = fitting(&listed, options.platform.as_ref())?.into_iter();
+    let mut passed = HashSet::new();
+    let plans = docker::fitting(fitting.map(|descriptor| {
         let names = descriptor.name().into_iter().collect();
-        plans.push(resolve(source, descriptor, names, options, 0)?);
-    }
+        resolve(source, descriptor, names, options, 0, &mut passed)
+    }))?;
     if plans.is_empty() {
         return Err(Error::document("index.json", "it lists no image"));
     }
@@ -93,7 +94,7 @@ fn fitting<'a>(listed: &'a [Descriptor], asked: Option<&Platform>) -> Result<Vec
     if !is_one || asked.is_some() && !images.is_empty() {
         let platforms: Vec<_> =
             images.iter().filter_map(|d| d.platform.as_ref()).map(Platform::to_string).collect();
-        return Err(Error::Unsupported(format!(
+        return Err(Error::Other(format!(
             "no image for {wanted}; there are images for {}",
             platforms.join(", ")
         )));
@@ -109,35 +110,51 @@ fn parse(what: &str, text: &[u8]) -> Result<Document> {
     Ok(document)
 }
 
-/// The image behind a descriptor: of an index within the index, the one that fits.
+/// The image behind a descriptor: of an index within the index, the first one that fits. What was
+/// `passed` over is not looked at again, however often it is listed.
 fn resolve(
     source: &Source,
     at: &Descriptor,
     names: Vec<Name>,
     options: &LoadOptions<'_>,
     depth: usize,
+    passed: &mut HashSet<Digest>,
 ) -> Result<Plan> {
     let text = blob(source, at)?;
     let path = blob_path(&at.digest()?);
     let document = parse(&path, &text)?;
     if let Some(listed) = document.manifests {
-        let next = fitting(&listed, options.platform.as_ref())?;
-        return match next.first() {
-            Some(next) if depth < MAX_DEPTH => resolve(source, next, names, options, depth + 1),
-            Some(_) => Err(Error::document(&path, "indexes within indexes never end")),
-            None => Err(Error::document(&path, "the index is empty")),
-        };
+        if depth >= MAX_DEPTH {
+            return Err(Error::document(&path, "indexes within indexes never end"));
+        }
+        let mut result = Err(match listed.is_empty() {
+            true => Error::document(&path, "the index is empty"),
+            false => Error::Other(format!("{path}: no image that fits")),
+        });
+        for next in fitting(&listed, options.platform.as_ref())? {
+            if passed.contains(&next.digest()?) {
+                continue;
+            }
+            result = resolve(source, next, names.clone(), options, depth + 1, passed);
+            if !matches!(result, Err(Error::Other(_))) {
+                break;
+            }
+            passed.insert(next.digest()?);
+        }
+        return result;
     }
     let config = document.config.ok_or_else(|| Error::document(&path, "no config"))?;
     if !is_image_config(&config.media_type) {
         let kind = document.artifact_type.or(at.artifact_type.clone()).unwrap_or(config.media_type);
         let kind = kind.escape_default();
-        return Err(Error::Unsupported(format!("an artifact ({kind}), not a container image")));
+        return Err(Error::Other(format!("an artifact ({kind}), not a container image")));
     }
     let layers = document.layers.unwrap_or_default();
     let layers = layers.iter().map(|layer| layer_blob(source, layer)).collect::<Result<_>>()?;
     let config = blob(source, &config)?;
-    docker::check_platform(&path, &config, options)?;
+    if at.platform.is_none() {
+        docker::check_platform(&path, &config, options)?;
+    }
     Ok(Plan { config, layers, names, manifest: Some(text) })
 }
 

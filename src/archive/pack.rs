@@ -35,7 +35,7 @@ impl Packer {
     pub(super) fn open(files: &LayerFiles) -> Result<Self> {
         let failed = |e: std::io::Error| Error::io("open", files.home().display(), e);
         let record = match File::open(files.tar_split()) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && files.home().exists() => {
                 return Err(Error::Unsupported(format!(
                     "layer {} was unpacked without what its tar held beside the files \
                      (by an older plyfs): load its image again",

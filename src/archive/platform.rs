@@ -26,6 +26,7 @@ impl Platform {
             "aarch64" => "arm64",
             "x86" => "386",
             "powerpc64" => "ppc64le",
+            "loongarch64" => "loong64",
             other => other,
         };
         Self { os: "linux".into(), architecture: architecture.into(), variant: None }

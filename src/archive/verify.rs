@@ -2,7 +2,7 @@
 //! beside the files.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,15 +12,17 @@ use sha2::Sha256;
 
 use super::limits::Limits;
 use super::pack::{Off, Packer};
-use super::tar::{Entry, Kind, Reader};
+use super::progress::Silent;
+use super::tar::{Entry, Kind, Reader, Sparse};
 use super::tar_split::{Piece, Pieces};
-use super::unpack::Replaced;
+use super::unpack::{Lacking, Replaced, What};
 use super::{Error, Result};
 use crate::layers::acl;
 use crate::layers::override_stat::OverrideXattr;
-use crate::layers::{path, private_xattr};
+use crate::layers::{marks, path, private_xattr};
 use crate::store::Store;
-use crate::store::digest::{DiffId, Digest};
+use crate::store::blobs::blobs_of;
+use crate::store::digest::{DiffId, Digest, ImageId};
 use crate::store::layer_files::LayerFiles;
 use crate::sys::{self, Errno, FileType, Stat};
 
@@ -65,6 +67,20 @@ pub fn verify_layer(store: &Store, diff: &DiffId) -> Result<Vec<Finding>> {
     })
 }
 
+/// Hashes the blobs that are kept for an image, and its manifest: whether each is what it was.
+pub fn verify_blobs(store: &Store, image: &ImageId) -> Result<Vec<(Digest, bool)>> {
+    let Some(manifest) = store.manifest_digest(image)? else { return Ok(Vec::new()) };
+    let Some(text) = store.kept_manifest(image)? else { return Ok(vec![(manifest, false)]) };
+    let is_whole = |blob: Digest| {
+        let path = store.kept_blob(&blob);
+        let file = File::open(&path).ok();
+        let found = file.and_then(|file| super::hash(file, "", &Silent).ok());
+        found == Some(blob)
+    };
+    let blobs = blobs_of(&text).into_iter().map(|blob| (blob, is_whole(blob)));
+    Ok(blobs.chain([(manifest, true)]).collect())
+}
+
 /// Compares entries of a tar with what was unpacked.
 struct Checker {
     root: OwnedFd,
@@ -76,8 +92,13 @@ struct Checker {
     /// Files that stand for hard links into layers below.
     links: HashSet<Vec<u8>>,
     overrides: Option<OverrideXattr>,
-    /// All that the tar makes.
-    known: HashSet<Vec<u8>>,
+    /// All that the tar makes, and where it was compared, its inode.
+    known: HashMap<Vec<u8>, Option<u64>>,
+    /// Inodes of what was compared.
+    inodes: HashSet<u64>,
+    /// Inodes of files that were replaced: hard links to them stay.
+    replaced_inodes: HashSet<u64>,
+    lacking: Lacking,
     findings: Vec<Finding>,
 }
 
@@ -90,6 +111,14 @@ impl Checker {
             .map_err(|e| Error::io("open", files.tar_split().display(), e))?;
         let replaced = Replaced::read(files.home())
             .map_err(|e| Error::io("read", files.home().display(), e))?;
+        let home = sys::open_dir(files.home()).map_err(failed)?;
+        let inode = |path: String| {
+            let file = sys::open_beneath(home.as_fd(), path.as_bytes(), sys::O_PATH);
+            file.and_then(sys::fstat).ok().map(|stat| stat.ino)
+        };
+        let replaced_inodes = replaced.files().filter_map(inode).collect();
+        let lacking = Lacking::read(files.home())
+            .map_err(|e| Error::io("read", files.home().display(), e))?;
         Ok(Self {
             root,
             record: Pieces::new(BufReader::new(record)),
@@ -97,7 +126,15 @@ impl Checker {
             replaced,
             links: files.links()?.into_keys().collect(),
             overrides,
-            known: files.implied()?.into_iter().chain([Vec::new()]).collect(),
+            known: files
+                .implied()?
+                .into_iter()
+                .chain([Vec::new()])
+                .map(|path| (path, None))
+                .collect(),
+            inodes: HashSet::new(),
+            replaced_inodes,
+            lacking,
             findings: Vec::new(),
         })
     }
@@ -131,13 +168,13 @@ impl Checker {
             self.off(&entry.path, "the record has no place for it");
             return Ok(());
         };
-        self.known.insert(path.clone());
+        self.known.insert(path.clone(), None);
         if entry.kind == Kind::Directory {
             self.directories.insert(path, entry);
             return Ok(());
         }
         self.forget_directories(&path);
-        if self.replaced.next(&path).is_some() || self.links.contains(&path) {
+        if self.replaced.next(&path).is_some() || self.lacking.has(What::Device, &path) {
             return Ok(());
         }
         self.check_object(&entry, &path)
@@ -185,6 +222,21 @@ impl Checker {
         };
         let mut stat = sys::fstat(object).map_err(failed("stat"))?;
         let (real, real_mode) = (stat.kind(), stat.permissions());
+        self.known.insert(path.to_vec(), Some(stat.ino));
+        if entry.kind == Kind::HardLink {
+            if let Some(reason) = self.link_difference(entry, path, &stat) {
+                self.off(path, reason);
+            }
+            return Ok(()); // else it is what its target is
+        }
+        self.inodes.insert(stat.ino);
+        if self.lacking.has(What::Owner, path) {
+            (stat.uid, stat.gid) = (entry.uid, entry.gid);
+            stat.mode = stat.mode & !0o7777 | entry.mode;
+        }
+        if self.lacking.has(What::Time, path) {
+            stat.mtime = entry.mtime;
+        }
         if let Some(xattr) = self.overrides {
             if xattr.is_for(real) {
                 if let Some(kept) = xattr.read(object.as_fd()).map_err(failed("read xattrs of"))? {
@@ -201,22 +253,69 @@ impl Checker {
             && read_target(object, real) != Some(entry.link.clone())
         {
             self.off(path, "it leads elsewhere");
+        } else if let Some(sparse) = &entry.sparse
+            && real == FileType::RegularFile
+            && !holes_are_zero(object, sparse).map_err(failed("read"))?
+        {
+            self.off(path, "its content has changed");
         }
-        let is_link = entry.kind == Kind::HardLink; // its xattrs are those of the other entry
-        for (name, value) in entry.xattrs.iter().filter(|_| !is_link) {
+        let held = |name: &[u8]| self.overrides.and_then(|xattr| xattr.held_name(name));
+        let mut told = HashSet::new();
+        let mut differing = Vec::new();
+        for (name, value) in &*entry.xattrs {
+            told.extend([Cow::Borrowed(&name[..])].into_iter().chain(held(name)));
+            if private_xattr::is_private(name)
+                || self.lacking.has(What::Xattr(name), path)
+                // Linux takes an empty one, and has none then.
+                || &name[..] == b"security.capability" && value.is_empty()
+            {
+                continue;
+            }
             let value = match &name[..] {
                 acl::ACCESS => acl::with_mode(value, real_mode).map(Cow::Owned),
                 _ => Some(Cow::Borrowed(value)),
             };
             let Some(value) = value else { continue };
-            let held = self.overrides.and_then(|xattr| xattr.held_name(name));
             let has = |name: &[u8]| sys::get_xattr(object.as_fd(), name).is_ok_and(|v| v == *value);
-            let is_kept = has(name) || held.is_some_and(|held| has(&held));
-            if !private_xattr::is_private(name) && !is_kept {
-                self.off(path, &format!("its xattr {} differs", name.escape_ascii()));
+            if !has(name) && !held(name).is_some_and(|held| has(&held)) {
+                differing.push(format!("its xattr {} differs", name.escape_ascii()));
             }
         }
+        let listed = match sys::list_xattrs(object.as_fd()) {
+            Err(Errno::OPNOTSUPP) => Vec::new(),
+            listed => listed.map_err(failed("list xattrs of"))?,
+        };
+        for name in private_xattr::names(&listed) {
+            let is_own = self.overrides.is_some_and(|xattr| xattr.is_stat(name));
+            if !told.contains(name) && !is_own && !is_label(name) {
+                differing.push(format!("the layer gives it no xattr {}", name.escape_ascii()));
+            }
+        }
+        differing.iter().for_each(|reason| self.off(path, reason));
         Ok(())
+    }
+
+    /// How a hard link differs from one; the file that it is one of is compared by its own entry.
+    fn link_difference(&self, entry: &Entry, path: &[u8], stat: &Stat) -> Option<&'static str> {
+        if self.links.contains(path) {
+            // It stands for a file of a layer below.
+            let is_empty_file = stat.kind() == FileType::RegularFile && stat.size == 0;
+            return (!is_empty_file).then_some("it is not the empty file that a link is here");
+        }
+        let (_, name) = path::split(path);
+        if marks::meaning(name) != marks::Meaning::Name {
+            return None; // a mark is one whatever it is
+        }
+        let target =
+            entry.link.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+        let target = target.collect::<Vec<_>>().join(&b'/');
+        let is_linked = match self.known.get(&target) {
+            Some(Some(inode)) => *inode == stat.ino,
+            // Its path leads through symlinks.
+            _ => self.inodes.contains(&stat.ino),
+        };
+        let is_linked = is_linked || self.replaced_inodes.contains(&stat.ino);
+        (!is_linked).then_some("it is another file than its link's target")
     }
 
     fn off(&mut self, path: &[u8], reason: &str) {
@@ -230,7 +329,7 @@ impl Checker {
         for entry in entries.map_err(|e| Error::io("read", at.escape_ascii(), e.into()))? {
             let before = at.len();
             path::push(at, &entry.name);
-            if !self.known.contains(&at[..]) {
+            if !self.known.contains_key(&at[..]) {
                 self.off(at, "the layer has no such file");
             } else if self.is_directory(at) {
                 self.find_strangers(at)?;
@@ -244,6 +343,26 @@ impl Checker {
         let object = sys::open_beneath(self.root.as_fd(), path, sys::O_PATH);
         object.and_then(sys::fstat).is_ok_and(|stat| stat.kind() == FileType::Directory)
     }
+}
+
+/// Whether an xattr is a label that the kernel gives by itself.
+fn is_label(name: &[u8]) -> bool {
+    const LABELS: [&[u8]; 4] =
+        [b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
+    LABELS.iter().any(|label| name.starts_with(label))
+}
+
+/// Whether a sparse file is zero outside of its extents.
+fn holes_are_zero(object: &OwnedFd, sparse: &Sparse) -> sys::Result<bool> {
+    let file = sys::reopen(object.as_fd(), sys::O_READ)?;
+    let mut position = 0;
+    for (offset, len) in sparse.extents.iter().chain([&(sparse.size, 0)]) {
+        if !sys::is_zero_between(file.as_fd(), position, *offset)? {
+            return Ok(false);
+        }
+        position = offset.saturating_add(*len);
+    }
+    Ok(true)
 }
 
 /// How a file differs from its entry; a hard link is compared by the entry that it is of.

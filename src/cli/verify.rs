@@ -1,14 +1,14 @@
 //! `plyfs verify`.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::bail;
 
-use super::output::{OutputFormat, SHORT_ID};
+use super::output::OutputFormat;
 use crate::archive::{self, Finding};
-use crate::store::Store;
-use crate::store::digest::DiffId;
+use crate::store::digest::{DiffId, Digest, ImageId};
+use crate::store::{Error, Store};
 
 /// Arguments of `plyfs verify`.
 #[derive(Debug, clap::Args)]
@@ -28,32 +28,86 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         [] => store.image_ids()?,
         asked => asked.iter().map(|name| store.find_image(name)).collect::<Result<_, _>>()?,
     };
-    let mut off = 0;
-    let mut layers: BTreeMap<DiffId, String> = BTreeMap::new();
+    let mut run = Run { store: &store, args, off: 0, layers: BTreeSet::new() };
     for id in ids {
-        let found = crate::store::digest::Digest::of(&store.config_text(&id)?);
-        if found != id.0 {
-            off += 1;
-            say(args, &id.to_string(), &store.image_path(&id), &[config_finding(found)])?;
-        }
-        for chain in store.chain_ids(&id)? {
-            layers.entry(store.diff_of(&chain)?).or_insert_with(|| id.hex()[..SHORT_ID].to_owned());
+        // Nobody removes it meanwhile.
+        let _held = match store.hold_image(&id) {
+            Err(Error::NoImage { .. }) if args.images.is_empty() => continue, // removed since
+            held => held?,
+        };
+        run.image(&id)?;
+    }
+    if args.images.is_empty() {
+        for (name, id) in store.dangling_names()? {
+            let place = store.image_path(&id);
+            run.tell(&name.to_string(), &place, &[finding("its image's config is missing")])?;
         }
     }
-    for diff in layers.keys() {
-        let findings = archive::verify_layer(&store, diff)?;
-        off += usize::from(!findings.is_empty());
-        say(args, &diff.to_string(), &store.layer_files(diff).diff(), &findings)?;
-    }
-    match off {
+    match run.off {
         0 => Ok(()),
-        1 => bail!("one layer or config is not what it was"),
-        off => bail!("{off} layers or configs are not what they were"),
+        1 => bail!("one thing is not what it was"),
+        off => bail!("{off} things are not what they were"),
     }
 }
 
-fn config_finding(found: crate::store::digest::Digest) -> Finding {
-    Finding { path: Vec::new(), reason: format!("its digest is {found}") }
+struct Run<'a> {
+    store: &'a Store,
+    args: &'a Args,
+    /// How many things are off.
+    off: usize,
+    /// Layers that were verified.
+    layers: BTreeSet<DiffId>,
+}
+
+impl Run<'_> {
+    /// Config, layers, their records, what they take from one another, and kept blobs.
+    fn image(&mut self, id: &ImageId) -> anyhow::Result<()> {
+        let (store, shown) = (self.store, id.to_string());
+        let place = store.image_path(id);
+        let digest = Digest::of(&store.config_text(id)?);
+        if digest != id.0 {
+            return self.tell(&shown, &place, &[finding(format!("its digest is {digest}"))]);
+        }
+        let before = self.off;
+        let diffs = store.config(id)?.diff_ids().map_err(anyhow::Error::msg)?;
+        for (diff, chain) in diffs.iter().zip(store.chain_ids(id)?) {
+            if let Err(error) = store.check_chain(&chain, diff) {
+                self.tell(&chain.to_string(), &place, &[finding(error)])?;
+            }
+            if self.layers.insert(*diff) {
+                let findings = archive::verify_layer(store, diff).unwrap_or_else(unreadable);
+                let place = store.layer_files(diff).diff();
+                self.tell(&diff.to_string(), &place, &findings)?;
+            }
+        }
+        if self.off == before {
+            let findings = archive::verify_inherited(store, id).unwrap_or_else(unreadable);
+            if !findings.is_empty() {
+                self.tell(&shown, Path::new("what its layers take from one another"), &findings)?;
+            }
+        }
+        for (blob, is_whole) in archive::verify_blobs(store, id)? {
+            if !is_whole {
+                let place = store.kept_blob(&blob);
+                self.tell(&blob.to_string(), &place, &[finding("it is not what was kept")])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, what: &str, place: &Path, findings: &[Finding]) -> anyhow::Result<()> {
+        self.off += usize::from(!findings.is_empty());
+        say(self.args, what, place, findings)
+    }
+}
+
+/// Something off about a whole.
+fn finding(reason: impl ToString) -> Finding {
+    Finding { path: Vec::new(), reason: reason.to_string() }
+}
+
+fn unreadable(error: archive::Error) -> Vec<Finding> {
+    vec![finding(format!("it cannot be verified: {error}"))]
 }
 
 fn say(args: &Args, what: &str, place: &Path, findings: &[Finding]) -> anyhow::Result<()> {

@@ -6,6 +6,8 @@
 
 /// What the names of ACLs begin with.
 pub const PREFIX: &[u8] = b"system.posix_acl_";
+/// The xattr of the list that is given to what is made in a directory.
+pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 /// The xattr of the list that says who may use a file.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
 

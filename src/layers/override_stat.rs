@@ -188,6 +188,14 @@ impl OverrideXattr {
         }
     }
 
+    /// Whether it is the xattr that tells owner, mode and type.
+    pub fn is_stat(self, name: &[u8]) -> bool {
+        match self {
+            Self::Privileged => name == PRIVILEGED,
+            Self::Containers => name == CONTAINERS || name == FUSE_OVERLAYFS,
+        }
+    }
+
     /// Whether an object of this type can have the xattr: user xattrs are for regular files and
     /// directories alone (xattr(7)).
     pub fn is_for(self, kind: FileType) -> bool {

@@ -13,10 +13,11 @@ use crate::sys::{self, Errno};
 
 /// The namespaces and words that the kernel's overlayfs, fuse-overlayfs, containers/storage and
 /// plyfs reserve: all names that begin with the two.
-const RESERVED: [(&[u8], &[u8]); 6] = [
+const RESERVED: [(&[u8], &[u8]); 7] = [
     (b"trusted.", b"overlay."),
     (b"user.", b"overlay."),
     (b"user.", b"fuseoverlayfs."),
+    (b"security.", b"fuseoverlayfs."),
     (b"user.", b"containers.override_"),
     (b"trusted.", b"plyfs."),
     (b"user.", b"plyfs."),

@@ -96,3 +96,21 @@ impl Store {
         self.blobs_dir().join(blob.hex())
     }
 }
+
+/// The layers' blobs of a kept manifest.
+pub(crate) fn blobs_of(manifest: &[u8]) -> Vec<Digest> {
+    let manifest: Manifest = serde_json::from_slice(manifest).unwrap_or_default();
+    manifest.layers.iter().filter_map(|layer| layer.digest.parse().ok()).collect()
+}
+
+/// What is read of a kept manifest.
+#[derive(Default, serde::Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    layers: Vec<Layer>,
+}
+
+#[derive(serde::Deserialize)]
+struct Layer {
+    digest: String,
+}

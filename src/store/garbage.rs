@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
+use super::blobs::blobs_of;
 use super::digest::{ChainId, DiffId, Digest, ImageId};
 use super::layer_files::LayerFiles;
 use super::reference::Name;
@@ -69,7 +70,7 @@ impl Store {
         }
         let _held = self.claim_locked(&id, asked)?;
         removed.names = names;
-        // Its names end with it (see `Repositories`); they go last, for a full disk takes no list.
+        // Its names end with it (see `read_repositories`); they go last, for a full disk takes no list.
         let path = self.image_path(&id);
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
         removed.images.push(id);
@@ -138,9 +139,7 @@ impl Store {
             }
             if let Some(manifest) = self.kept_manifest(&id)? {
                 used.blobs.insert(Digest::of(&manifest));
-                let manifest: Manifest = serde_json::from_slice(&manifest).unwrap_or_default();
-                let digest = |layer: &Layer| layer.digest.parse::<Digest>().ok();
-                used.blobs.extend(manifest.layers.iter().filter_map(digest));
+                used.blobs.extend(blobs_of(&manifest));
             }
         }
         Ok(used)
@@ -226,18 +225,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// What a sweep reads of a kept manifest.
-#[derive(Default, serde::Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    layers: Vec<Layer>,
-}
-
-#[derive(serde::Deserialize)]
-struct Layer {
-    digest: String,
 }
 
 /// Takes a directory away, whole, into the trash.

@@ -342,6 +342,16 @@ impl Store {
         Ok(names)
     }
 
+    /// Names whose image is gone though no `rmi` took it away.
+    pub fn dangling_names(&self) -> Result<Vec<(Name, ImageId)>> {
+        let known = self.read_all_repositories()?.repositories.into_values().flatten();
+        let parse = |(text, id): (String, String)| {
+            Some((Name::parse(&text).ok()?, id.parse().ok().map(ImageId)?))
+        };
+        let names = known.filter_map(parse);
+        Ok(names.filter(|(_, id)| !self.image_path(id).exists()).collect())
+    }
+
     fn repositories_path(&self) -> PathBuf {
         self.root.join("image/repositories.json")
     }
@@ -356,27 +366,25 @@ impl Store {
         self.sync_names(&["image"])
     }
 
-    fn read_repositories(&self) -> Result<Repositories> {
-        let path = self.repositories_path();
-        match fs::read(&path) {
-            Ok(text) => {
-                let known = serde_json::from_slice(&text).map_err(|e| self.damaged(&e));
-                known.map(|known| self.without_dangling(known))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Repositories::default()),
-            Err(e) => Err(io_error("read", &path)(e)),
-        }
-    }
-
     /// Names end with their image: `rmi` takes the image away first, which needs no room.
-    fn without_dangling(&self, mut known: Repositories) -> Repositories {
+    fn read_repositories(&self) -> Result<Repositories> {
+        let mut known = self.read_all_repositories()?;
         let is_there =
             |id: &String| id.parse().is_ok_and(|id| self.image_path(&ImageId(id)).exists());
         for tags in known.repositories.values_mut() {
             tags.retain(|_, id| is_there(id));
         }
         known.repositories.retain(|_, tags| !tags.is_empty());
-        known
+        Ok(known)
+    }
+
+    fn read_all_repositories(&self) -> Result<Repositories> {
+        let path = self.repositories_path();
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| self.damaged(&e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Repositories::default()),
+            Err(e) => Err(io_error("read", &path)(e)),
+        }
     }
 
     fn damaged(&self, reason: &dyn std::fmt::Display) -> Error {

@@ -59,6 +59,20 @@ impl Store {
         text.parse().map_err(|_| self.damaged_chain(chain, "size", &format!("{text:?} is no size")))
     }
 
+    /// Checks that a stack's record says what it must.
+    ///
+    /// # Errors
+    /// `Damaged`, or `Io` where a part of it cannot be read.
+    pub fn check_chain(&self, chain: &ChainId, diff: &DiffId) -> Result<()> {
+        if self.diff_of(chain)? != *diff {
+            return Err(self.damaged_chain(chain, "diff", &format!("the layer is {diff}")));
+        }
+        if self.cache_id(chain)? != diff.hex() {
+            return Err(self.damaged_chain(chain, "cache-id", &format!("the layer is {diff}")));
+        }
+        self.layer_size(chain).map(drop)
+    }
+
     fn read_chain_file(&self, chain: &ChainId, name: &str) -> Result<String> {
         let path = self.chain_path(chain).join(name);
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
@@ -130,10 +144,7 @@ impl Store {
     pub(crate) fn add_chain(&self, built: &Path, record: &NewChain) -> Result<()> {
         let home = self.chain_path(&record.chain);
         // What a killed process has left of one is none.
-        let is_known = self.cache_id(&record.chain).is_ok_and(|known| known == record.diff.hex())
-            && self.diff_of(&record.chain).is_ok_and(|known| known == record.diff)
-            && self.layer_size(&record.chain).is_ok();
-        if !is_known {
+        if self.check_chain(&record.chain, &record.diff).is_err() {
             if home.exists() {
                 fs::remove_dir_all(&home).map_err(io_error("remove", &home))?;
             }

@@ -19,7 +19,7 @@
 //! stack's layers take from those below lies in one more layer, named by the ChainID (see
 //! `inherited`).
 
-mod blobs;
+pub(crate) mod blobs;
 pub mod containers;
 pub mod digest;
 pub mod garbage;

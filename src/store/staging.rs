@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use rustix::fs::FlockOperation;
 
 use super::digest::DiffId;
 use super::{Result, Store, io_error};
+use crate::layers::acl;
+use crate::sys::{self, Errno};
 
 /// A directory below ROOT/tmp; what is still in it goes on drop.
 #[derive(Debug)]
@@ -55,6 +58,11 @@ impl Store {
         let made = tempfile::Builder::new().prefix("build-").tempdir_in(&tmp);
         let path = made.map_err(io_error("write", &tmp))?.keep();
         let lock = File::open(&path).map_err(io_error("open", &path))?;
+        // What is built in it has the modes and ACLs that an image gives, no others.
+        match sys::remove_xattr(lock.as_fd(), acl::DEFAULT) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(io_error("remove the default ACL of", &path)(errno.into())),
+        }
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|errno| io_error("lock", &path)(errno.into()))?;
         Ok(Staging { path, _lock: lock })

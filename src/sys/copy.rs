@@ -51,6 +51,28 @@ fn next_extent(from: BorrowedFd<'_>, position: u64, size: u64) -> Result<Option<
     Ok(Some((start, end.min(size))))
 }
 
+/// Whether there is no byte but zeros from `start` to `end`.
+pub fn is_zero_between(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<bool> {
+    let mut buffer = Vec::new();
+    let mut position = start;
+    while let Some((data, data_end)) = next_extent(file, position, end)? {
+        position = data;
+        while position < data_end {
+            buffer.resize(BUFFER_SIZE, 0);
+            let want = usize::try_from(data_end - position).unwrap_or(usize::MAX).min(BUFFER_SIZE);
+            let got = rustix::io::pread(file, &mut buffer[..want], position)?;
+            if !is_zero(&buffer[..got]) {
+                return Ok(false);
+            }
+            if got == 0 {
+                return Ok(true);
+            }
+            position += got as u64;
+        }
+    }
+    Ok(true)
+}
+
 fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {

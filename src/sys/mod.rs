@@ -18,7 +18,7 @@ mod stat;
 mod xattr;
 
 pub use caller::Caller;
-pub use copy::{copy_data, is_zero};
+pub use copy::{copy_data, is_zero, is_zero_between};
 pub use daemon::{
     Forked, close_inherited, fork, is_in_first_user_namespace, may_use_trusted_xattrs,
     raise_nofile_limit, set_umask_zero, trim_memory,

@@ -151,6 +151,9 @@ impl<R: Read> Reader<R> {
                 b'g' => {
                     let data = self.read_extension(size)?;
                     self.global.apply(&data)?;
+                    if self.global.sparse.is_some() {
+                        return Err(Error::entry(&header.path(), "a sparse map of all files"));
+                    }
                     pax = self.global.clone();
                 }
                 b'L' => pax.path = Some(until_nul(&self.read_extension(size)?).to_vec()),

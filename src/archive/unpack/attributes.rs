@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
+use super::left_out::What;
 use super::{Entry, Errno, Error, FileType, Kind, Place, Result, Unpacker, sys};
 use crate::archive::tar::Xattrs;
 use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
@@ -63,7 +64,7 @@ impl Unpacker<'_> {
         for (name, value) in &*entry.xattrs {
             self.set_xattr(at, object.as_fd(), FileType::Symlink, name, value)?;
         }
-        at.io("set times of", set_mtime(object.as_fd(), entry.mtime))
+        self.set_mtime(at, object.as_fd(), entry.mtime)
     }
 
     pub(super) fn add_node(&mut self, at: &Place<'_>, entry: &Entry) -> Result<()> {
@@ -89,7 +90,7 @@ impl Unpacker<'_> {
             self.set_xattr(at, object.as_fd(), kind, name, value)?;
         }
         at.io("chmod", sys::chmod(object.as_fd(), entry.mode))?;
-        at.io("set times of", set_mtime(object.as_fd(), entry.mtime))
+        self.set_mtime(at, object.as_fd(), entry.mtime)
     }
 
     /// Makes a regular file that says what it stands for.
@@ -103,13 +104,13 @@ impl Unpacker<'_> {
             OverrideStat { uid: entry.uid, gid: entry.gid, permissions, node: Some((kind, rdev)) };
         if !self.keep(file.as_fd(), FileType::RegularFile, &kept)? {
             // Nothing can say what it is: better none than an empty file.
-            self.done.left_out.devices += 1;
+            self.leave_out(at, What::Device)?;
             return at.io("remove", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()));
         }
         for (name, value) in &*entry.xattrs {
             self.set_xattr(at, file.as_fd(), FileType::RegularFile, name, value)?;
         }
-        at.io("set times of", set_mtime(file.as_fd(), entry.mtime))
+        self.set_mtime(at, file.as_fd(), entry.mtime)
     }
 
     /// Owner, xattrs, mode, times of a file. (chown(2) drops capabilities, so it is first; an
@@ -143,10 +144,10 @@ impl Unpacker<'_> {
         if is_real || !self.keep(object, kind, &kept)? {
             match has_owner {
                 true => at.io("chmod", sys::chmod(object, *mode))?,
-                false => self.done.left_out.owners += 1,
+                false => self.leave_out(at, What::Owner)?,
             }
         }
-        at.io("set times of", set_mtime(object, *mtime))
+        self.set_mtime(at, object, *mtime)
     }
 
     /// Gives the object its owner; false if that is not allowed to who loads.
@@ -191,7 +192,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         if private_xattr::is_private(name) {
             let (path, name) = (at.shown(), name.escape_ascii());
-            log::warn!("{path}: the layer's {name} is private to unions: left out");
+            log::warn!("{path}: the layer's {name} is private to unions: left out"); // verify knows
             return Ok(());
         }
         match sys::set_xattr(object, name, value, 0) {
@@ -206,8 +207,7 @@ impl Unpacker<'_> {
             self.has_overrides = true;
             return Ok(());
         }
-        self.done.left_out.xattrs += 1;
-        Ok(())
+        self.leave_out(at, What::Xattr(name))
     }
 
     /// Sets what directories are to have, the deepest first.
@@ -234,9 +234,20 @@ impl Unpacker<'_> {
         let kept = OverrideStat { uid, gid, permissions: attributes.mode, node: None };
         self.keep(root, FileType::Directory, &kept).map(drop)
     }
-}
 
-fn set_mtime(object: BorrowedFd<'_>, time: Timestamp) -> sys::Result<()> {
-    let time = Some(TimeChange::At(time));
-    sys::set_times(object, time, time)
+    fn set_mtime(&mut self, at: &Place<'_>, object: BorrowedFd<'_>, time: Timestamp) -> Result<()> {
+        let change = Some(TimeChange::At(time));
+        at.io("set times of", sys::set_times(object, change, change))?;
+        // Far from now a filesystem gives the nearest that it can tell (utimensat(2)).
+        let is_plain = i32::try_from(time.secs).is_ok();
+        if is_plain || at.io("stat", sys::fstat(object))?.mtime == time {
+            return Ok(());
+        }
+        self.leave_out(at, What::Time)
+    }
+
+    fn leave_out(&mut self, at: &Place<'_>, what: What<'_>) -> Result<()> {
+        let noted = self.left_out.note(what, at.path);
+        noted.map_err(|e| Error::io("note what is left out of", at.shown(), e))
+    }
 }

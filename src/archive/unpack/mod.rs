@@ -6,6 +6,7 @@
 //! HOME/implied             parent directories that the tar does not list
 //! HOME/links               hard links to files of layers below
 //! HOME/replaced/           files that later entries of the tar took the place of
+//! HOME/left-out            what the filesystem could not be given
 //! ```
 //!
 //! The tar is untrusted. Every path resolves with openat2(2) inside the layer's directory,
@@ -18,13 +19,12 @@
 
 mod attributes;
 mod directories;
+mod left_out;
 mod replaced;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::ops::AddAssign;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -34,6 +34,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use attributes::DirAttributes;
 use directories::{Directories, Directory};
+pub use left_out::LeftOut;
+pub(crate) use left_out::{Lacking, What};
 pub(crate) use replaced::Replaced;
 
 use super::limits::{Limits, Name};
@@ -47,25 +49,6 @@ use crate::sys::{self, Errno, FileType};
 /// Bytes of a file that are read and written at a time.
 const BUFFER_SIZE: usize = 128 * 1024;
 
-/// What the layer's filesystem cannot be given and cannot keep aside, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeftOut {
-    /// Files of other owners.
-    pub owners: u64,
-    /// Device nodes.
-    pub devices: u64,
-    /// Extended attributes.
-    pub xattrs: u64,
-}
-
-/// What unpacking a layer gave.
-#[derive(Debug, Default)]
-pub(super) struct Unpacked {
-    /// Bytes of its files.
-    pub(super) size: u64,
-    pub(super) left_out: LeftOut,
-}
-
 struct Unpacker<'a> {
     limits: Limits,
     directories: Directories,
@@ -76,16 +59,18 @@ struct Unpacker<'a> {
     /// Files that stand for hard links into layers below, and their targets.
     links: BTreeMap<Vec<u8>, Vec<u8>>,
     replaced: replaced::Keeper<'a>,
+    left_out: left_out::Keeper<'a>,
     /// Whether who loads may set all attributes there are.
     may_set_all: bool,
     /// Whether something is kept in an override xattr.
     has_overrides: bool,
     buffer: Vec<u8>,
-    done: Unpacked,
+    /// Bytes of its files.
+    size: u64,
 }
 
-/// Unpacks the tar `input` into the directory `home`.
-pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Result<Unpacked> {
+/// Unpacks the tar `input` into the directory `home`; what cannot be kept.
+pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Result<LeftOut> {
     let files = LayerFiles::new(home);
     let failed = |e: std::io::Error| Error::io("make", home.display(), e);
     std::fs::create_dir(files.diff()).map_err(failed)?;
@@ -99,10 +84,11 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
         implied: BTreeSet::from([Vec::new()]),
         links: BTreeMap::new(),
         replaced: replaced::Keeper::new(home),
+        left_out: left_out::Keeper::new(home),
         may_set_all: rustix::process::geteuid().is_root() && sys::is_in_first_user_namespace(),
         has_overrides: false,
         buffer: vec![0; BUFFER_SIZE],
-        done: Unpacked::default(),
+        size: 0,
     };
     let noted = |e| Error::io("write", files.tar_split().display(), e);
     let mut reader = Reader::recording(input, limits);
@@ -124,8 +110,8 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
     let implied = unpacker.implied.iter().map(Vec::as_slice);
     files.write_implied(implied)?;
     files.write_links(&unpacker.links)?;
-    files.write_size(unpacker.done.size)?;
-    Ok(unpacker.done)
+    files.write_size(unpacker.size)?;
+    unpacker.left_out.finish().map_err(|e| Error::io("write", home.display(), e))
 }
 
 /// The path relative to the root, without `.` and empty components.
@@ -252,10 +238,9 @@ impl Unpacker<'_> {
         self.clear_tree(at)?;
         at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::REMOVEDIR))?;
         self.directories.forget_all();
-        let below = [at.path, b"/"].concat();
-        let stays = |path: &[u8]| path != at.path && !path.starts_with(&below);
-        self.attributes.retain(|path, _| stays(path));
-        self.implied.retain(|path| stays(path));
+        // What is in it went before it, one by one.
+        self.attributes.remove(at.path);
+        self.implied.remove(at.path);
         Ok(true)
     }
 
@@ -304,7 +289,7 @@ impl Unpacker<'_> {
         if entry.sparse.is_some() {
             at.io("extend", rustix::fs::ftruncate(&file, size))?;
         }
-        self.done.size += size;
+        self.size += size;
         self.set_attributes(at, file.as_fd(), entry)?;
         Ok((entry.size > 0).then(|| crc.finish()))
     }
@@ -395,33 +380,5 @@ impl Place<'_> {
 
     fn io<T>(&self, op: &'static str, result: sys::Result<T>) -> Result<T> {
         result.map_err(|errno| Error::io(op, self.shown(), errno.into()))
-    }
-}
-
-impl LeftOut {
-    /// Whether everything was kept.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl AddAssign for LeftOut {
-    fn add_assign(&mut self, other: Self) {
-        self.owners += other.owners;
-        self.devices += other.devices;
-        self.xattrs += other.xattrs;
-    }
-}
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts =
-            [(self.owners, "owners"), (self.devices, "device nodes"), (self.xattrs, "xattrs")];
-        let parts: Vec<_> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{what} ({count})"))
-            .collect();
-        f.write_str(&parts.join(", "))
     }
 }

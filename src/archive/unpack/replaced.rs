@@ -89,6 +89,11 @@ impl Replaced {
         Ok(found)
     }
 
+    /// The files that are kept, as paths below the layer's home.
+    pub(crate) fn files(&self) -> impl Iterator<Item = String> {
+        self.by_path.values().flatten().flatten().map(|n| format!("{NAME}/{n}"))
+    }
+
     /// What the next entry of this path made, if it was replaced: the path below the layer's home
     /// of the file that has its data, or `None` if it had none.
     pub(crate) fn next(&mut self, path: &[u8]) -> Option<Option<String>> {
