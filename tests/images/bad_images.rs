@@ -23,10 +23,10 @@ pub fn refused(archive: &[u8], expected: &str) {
 
 #[test]
 fn no_image_at_all() {
-    refused(b"", "not an image archive");
-    refused(b"just some text", "not an image archive");
-    refused(&[0x55; 4096], "not an image archive");
-    refused(&gzip(b"just some text"), "not an image archive");
+    refused(b"", "no tar, neither plain nor compressed");
+    refused(b"just some text", "no tar, neither plain nor compressed");
+    refused(&[0x55; 4096], "no tar, neither plain nor compressed");
+    refused(&gzip(b"just some text"), "no tar, neither plain nor compressed");
     refused(&tar_of(&[("README".into(), b"hi".to_vec())]), "no image in it");
     let place = Place::new();
     let missing = fails(place.plyfs().arg("load").arg(place.path("missing")));

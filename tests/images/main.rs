@@ -9,6 +9,7 @@ mod attributes;
 mod bad_images;
 mod compressed;
 mod containers;
+mod damage;
 mod duplicates;
 mod faults;
 mod flatten;

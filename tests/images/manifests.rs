@@ -148,6 +148,14 @@ fn docker_hybrids() {
     need_mount!();
     let layers = rich_layers();
     expect_image(&tar_of(&hybrid(&layers)), &layers, "hybrid");
+    // The manifest is the layout's.
+    let place = Place::new();
+    let image = place.write("image", &tar_of(&hybrid(&layers)));
+    assert_eq!(place.load_with(&["--keep-blobs"], &image), ["x/hybrid:1"]);
+    run(place.plyfs().args(["save", "--format", "oci", "x/hybrid:1", "-o"]).arg(place.path("out")));
+    for (path, bytes) in hybrid(&layers).iter().filter(|(path, _)| path.starts_with("blobs/")) {
+        assert_eq!(std::fs::read(place.path("out").join(path)).unwrap(), *bytes, "{path}");
+    }
     let broken = [
         "",
         "{",
@@ -257,6 +265,24 @@ fn platforms() {
             "no image for linux/pdp11; there are images for linux/{other}, linux/{here}, linux/vax"
         );
         assert!(line.contains(&there), "{line}");
+    }
+    // Descriptors that tell no platform, a variant that the config leaves out, an artifact beside.
+    for (asked, told) in [("linux/arm64", None), ("linux/arm/v7", Some("v7"))] {
+        let mut layout = Layout::default();
+        let mut images = vec![layout.image(&layers[..1], "vax")];
+        images.push(layout.image(&layers, asked.split('/').nth(1).unwrap()));
+        for image in &mut images {
+            match told {
+                Some(variant) => image["platform"]["variant"] = json!(variant),
+                None => drop(image.as_object_mut().unwrap().remove("platform")),
+            }
+        }
+        let config = layout.blob("{}", "application/vnd.example.sbom");
+        images.push(layout.manifest(&config, &[], MANIFEST));
+        let place = Place::new();
+        let image = place.write("image", &layout.archive(&images));
+        assert_eq!(place.load_with(&["--platform", asked], &image).len(), 1, "{asked}");
+        assert_eq!(place.layers(), layers.len(), "{asked}");
     }
     // The config is asked too, and of a docker archive alone.
     let place = Place::new();
