@@ -15,7 +15,7 @@ use super::pack::{Off, Packer};
 use super::progress::Silent;
 use super::tar::{Entry, Kind, Reader, Sparse};
 use super::tar_split::{Piece, Pieces};
-use super::unpack::{Lacking, Replaced, What};
+use super::unpack::{Lacking, Replaced, What, is_label};
 use super::{Error, Result};
 use crate::layers::acl;
 use crate::layers::override_stat::OverrideXattr;
@@ -343,13 +343,6 @@ impl Checker {
         let object = sys::open_beneath(self.root.as_fd(), path, sys::O_PATH);
         object.and_then(sys::fstat).is_ok_and(|stat| stat.kind() == FileType::Directory)
     }
-}
-
-/// Whether an xattr is a label that the kernel gives by itself.
-fn is_label(name: &[u8]) -> bool {
-    const LABELS: [&[u8]; 4] =
-        [b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
-    LABELS.iter().any(|label| name.starts_with(label))
 }
 
 /// Whether a sparse file is zero outside of its extents.

@@ -18,6 +18,7 @@
 //! have the same inode numbers and times: a copied or changed stack has none.
 
 use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
 use crate::sys::{self, FileType, Mapped, Stat, Timestamp};
@@ -101,9 +102,9 @@ fn u64_at(record: &[u8], at: usize) -> u64 {
 
 impl MergedIndex {
     /// Maps the index at `path`; `None` if it is not that of layers with these roots.
-    pub fn open(path: &Path, layers: &[LayerRoot]) -> std::io::Result<Option<Self>> {
+    pub fn open(path: &Path, layers: &[LayerRoot]) -> io::Result<Option<Self>> {
         let file = match File::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
         Ok(Self::read(Mapped::new(&file)?, layers))
@@ -263,17 +264,42 @@ fn decode(record: &[u8], dev: u64) -> Stat {
     }
 }
 
-/// An index that is being made: directories are added parents first, each with all its names.
+/// An index that is being made: directories are added parents first, each with all its names. It
+/// grows on disk, not in memory.
 #[derive(Debug)]
 pub struct Builder {
     layers: Vec<LayerRoot>,
-    directories: Vec<u8>,
-    entries: Vec<u8>,
-    sources: Vec<u8>,
-    names: Vec<u8>,
+    directories: Part,
+    entries: Part,
+    sources: Part,
+    names: Part,
     /// Directories that have an entry.
     known: u32,
     has_overrides: bool,
+}
+
+/// A section that is being made.
+#[derive(Debug)]
+struct Part {
+    file: BufWriter<File>,
+    len: u64,
+}
+
+impl Part {
+    fn new(scratch: &Path) -> io::Result<Self> {
+        Ok(Self { file: BufWriter::new(tempfile::tempfile_in(scratch)?), len: 0 })
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.len += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    fn copy_to(self, out: &mut impl Write) -> io::Result<()> {
+        let mut file = self.file.into_inner()?;
+        file.rewind()?;
+        io::copy(&mut file, out).map(drop)
+    }
 }
 
 /// A name to be added.
@@ -289,81 +315,95 @@ pub struct NewEntry<'a> {
 
 impl Builder {
     /// An index of layers with these roots; the root directory has these attributes, which may be
-    /// those of override xattrs.
-    pub fn new(layers: Vec<LayerRoot>, root: &Stat, has_overrides: bool) -> Self {
-        let (directories, entries, sources, names) = Default::default();
+    /// those of override xattrs. What is made lies in unnamed files in the directory `scratch`.
+    pub fn new(
+        layers: Vec<LayerRoot>,
+        root: &Stat,
+        has_overrides: bool,
+        scratch: &Path,
+    ) -> io::Result<Self> {
+        let part = || Part::new(scratch);
+        let (directories, entries, sources, names) = (part()?, part()?, part()?, part()?);
         let mut index =
             Self { layers, directories, entries, sources, names, known: 0, has_overrides };
         let all: Vec<u16> = (0..index.layers.len()).map(|n| n as u16).collect();
-        index.add_entry(&NewEntry { name: b"", layers: &all, stat: root });
-        index
+        index.add_entry(&NewEntry { name: b"", layers: &all, stat: root })?;
+        Ok(index)
     }
 
     /// Adds the next directory in the order in which the entries of directories were added, the
     /// root first; its entries are sorted by name.
-    pub fn add_directory<'a>(&mut self, own: u32, entries: impl Iterator<Item = NewEntry<'a>>) {
+    pub fn add_directory<'a>(
+        &mut self,
+        own: u32,
+        entries: impl Iterator<Item = NewEntry<'a>>,
+    ) -> io::Result<()> {
         let first = self.count();
         for entry in entries {
-            self.add_entry(&entry);
+            self.add_entry(&entry)?;
         }
         for word in [first, self.count() - first, own, 0] {
-            self.directories.extend_from_slice(&word.to_le_bytes());
+            self.directories.add(&word.to_le_bytes())?;
         }
+        Ok(())
     }
 
     /// Entries so far: the number of the next one.
     pub fn count(&self) -> u32 {
-        (self.entries.len() / ENTRY) as u32
+        (self.entries.len / ENTRY as u64) as u32
     }
 
-    fn add_entry(&mut self, entry: &NewEntry<'_>) {
+    fn add_entry(&mut self, entry: &NewEntry<'_>) -> io::Result<()> {
         let is_dir = entry.stat.kind() == FileType::Directory;
         let directory = if is_dir { self.known } else { NONE };
         self.known += u32::from(is_dir);
         let (top, below) = entry.layers.split_first().unwrap_or((&0, &[]));
         let mut record = Vec::with_capacity(ENTRY);
-        record.extend_from_slice(&(self.names.len() as u32).to_le_bytes());
+        record.extend_from_slice(&(self.names.len as u32).to_le_bytes());
         record.extend_from_slice(&(entry.name.len() as u16).to_le_bytes());
         record.extend_from_slice(&top.to_le_bytes());
         record.extend_from_slice(&directory.to_le_bytes());
-        record.extend_from_slice(&((self.sources.len() / 2) as u32).to_le_bytes());
+        record.extend_from_slice(&((self.sources.len / 2) as u32).to_le_bytes());
         record.extend_from_slice(&(below.len() as u16).to_le_bytes());
         record.extend_from_slice(&(entry.stat.kind().as_raw_mode() as u16).to_le_bytes());
         record.extend_from_slice(&[0; 4]);
         record.extend_from_slice(&encode(entry.stat));
-        self.entries.extend_from_slice(&record);
-        self.sources.extend(below.iter().flat_map(|layer| layer.to_le_bytes()));
-        self.names.extend_from_slice(entry.name);
+        self.entries.add(&record)?;
+        for layer in below {
+            self.sources.add(&layer.to_le_bytes())?;
+        }
+        self.names.add(entry.name)
     }
 
-    /// The file's content; `None` if the tree is larger than its numbers, or a directory was not
-    /// added.
-    pub fn finish(self) -> Option<Vec<u8>> {
-        if self.directories.len() / DIRECTORY != self.known as usize {
-            return None;
+    /// Writes the index; false if the tree is larger than its numbers, or a directory was not added.
+    pub fn finish(self, out: &mut impl Write) -> io::Result<bool> {
+        if self.directories.len / DIRECTORY as u64 != u64::from(self.known) {
+            return Ok(false);
         }
-        let mut bytes = MAGIC.to_vec();
         let counts = [
-            self.layers.len(),
-            self.directories.len() / DIRECTORY,
-            self.entries.len() / ENTRY,
-            self.sources.len() / 2,
-            self.names.len(),
-            if self.has_overrides { OVERRIDES as usize } else { 0 },
+            self.layers.len() as u64,
+            self.directories.len / DIRECTORY as u64,
+            self.entries.len / ENTRY as u64,
+            self.sources.len / 2,
+            self.names.len,
+            if self.has_overrides { u64::from(OVERRIDES) } else { 0 },
         ];
+        let mut head = MAGIC.to_vec();
         for count in counts {
-            bytes.extend_from_slice(&u32::try_from(count).ok()?.to_le_bytes());
+            let Ok(count) = u32::try_from(count) else { return Ok(false) };
+            head.extend_from_slice(&count.to_le_bytes());
         }
         for root in &self.layers {
-            bytes.extend_from_slice(&root.ino.to_le_bytes());
-            bytes.extend_from_slice(&root.mtime.secs.to_le_bytes());
-            bytes.extend_from_slice(&root.mtime.nanos.to_le_bytes());
-            bytes.extend_from_slice(&[0; 4]);
+            head.extend_from_slice(&root.ino.to_le_bytes());
+            head.extend_from_slice(&root.mtime.secs.to_le_bytes());
+            head.extend_from_slice(&root.mtime.nanos.to_le_bytes());
+            head.extend_from_slice(&[0; 4]);
         }
+        out.write_all(&head)?;
         for part in [self.directories, self.entries, self.sources, self.names] {
-            bytes.extend_from_slice(&part);
+            part.copy_to(out)?;
         }
-        Some(bytes)
+        Ok(true)
     }
 }
 
@@ -377,7 +417,6 @@ pub fn layer_roots<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn stat(kind: FileType, ino: u64) -> Stat {
         let time = |secs| Timestamp { secs, nanos: 999_999_999 };
@@ -407,13 +446,16 @@ mod tests {
 
     fn built() -> Vec<u8> {
         let (dir, file) = (stat(FileType::Directory, 10), stat(FileType::RegularFile, 11));
-        let mut builder = Builder::new(roots(), &dir, false);
+        let scratch = tempfile::tempdir().unwrap();
+        let mut builder = Builder::new(roots(), &dir, false, scratch.path()).unwrap();
         let entry = |name, layers, stat| NewEntry { name, layers, stat };
         let names = [entry(b"a", &[1], &file), entry(b"d", &[0, 2], &dir), entry(b"e", &[2], &dir)];
-        builder.add_directory(0, names.into_iter());
-        builder.add_directory(2, [entry(b"\xff", &[2], &file)].into_iter());
-        builder.add_directory(3, std::iter::empty());
-        builder.finish().unwrap()
+        builder.add_directory(0, names.into_iter()).unwrap();
+        builder.add_directory(2, [entry(b"\xff", &[2], &file)].into_iter()).unwrap();
+        builder.add_directory(3, std::iter::empty()).unwrap();
+        let mut bytes = Vec::new();
+        assert!(builder.finish(&mut bytes).unwrap());
+        bytes
     }
 
     fn open(bytes: &[u8], layers: &[LayerRoot]) -> Option<MergedIndex> {

@@ -4,6 +4,8 @@
 //! stack has them. Where upper cuts the lower layers off, or points elsewhere, there are no such
 //! parts, and the layers are asked as if there were no index.
 
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +16,9 @@ use super::listing::{self, LayerIndex};
 use crate::layers::lower::Lower;
 use crate::layers::merged_index::{Builder, Entry, MergedIndex, NewEntry, layer_roots};
 use crate::sys::{self, Errno, FileType, Stat};
+
+/// Inodes that are held at a time while an index is made.
+const MAX_HELD: usize = 100_000;
 
 /// An index, and the devices that its layers lie on.
 #[derive(Debug)]
@@ -101,25 +106,30 @@ impl Overlay {
         is_known && state.upper.is_none()
     }
 
-    /// Makes the index of the lowers; `None` if they can have none: what is mounted in one, or is
-    /// larger than the index's numbers.
-    pub fn build_index(&self) -> Result<Option<Vec<u8>>> {
+    /// Writes the index of the lowers; false if they can have none: what is mounted in one, is
+    /// larger than the index's numbers, or has more in a directory, or directories at one depth,
+    /// than memory is to be spent on. `scratch` is a directory for unnamed files.
+    pub fn build_index(&self, out: &mut impl Write, scratch: &Path) -> Result<bool> {
         let roots = layer_roots(self.lowers.iter().map(Lower::root)).context("stat", b"")?;
         if self.upper.is_some() || roots.is_empty() || self.lowers.iter().any(Lower::is_rich) {
-            return Ok(None);
+            return Ok(false);
         }
         let root = sys::fstat(self.lowers[0].root()).context("stat", b"")?;
         let root = self.shown(&self.root, root)?;
         let devices = self.lowers.iter().map(|lower| Ok(sys::fstat(lower.root())?.dev));
         let devices = devices.collect::<sys::Result<Vec<_>>>().context("stat", b"")?;
-        let mut builder = Builder::new(roots, &root, self.owners.overrides.is_some());
+        let written = |e: io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        let has_overrides = self.owners.overrides.is_some();
+        let builder = Builder::new(roots, &root, has_overrides, scratch).map_err(written);
+        let mut builder = builder.context("write an index in", scratch.as_os_str().as_bytes())?;
         let mut next = vec![(Arc::clone(&self.root), 0)];
         while !next.is_empty() {
             let mut below = Vec::new();
             for (dir, own) in std::mem::take(&mut next) {
-                let Some(names) = self.looked_at(&dir, &devices)? else { return Ok(None) };
+                let Some(names) = self.looked_at(&dir, &devices)? else { return Ok(false) };
                 let first = builder.count();
-                builder.add_directory(own, names.iter().map(Found::entry));
+                let added = builder.add_directory(own, names.iter().map(Found::entry));
+                added.map_err(written).context("write", b"the index")?;
                 for (n, found) in names.into_iter().enumerate() {
                     match found.stat.kind() == FileType::Directory {
                         true => below.push((found.inode, first + n as u32)),
@@ -130,15 +140,21 @@ impl Overlay {
                     self.release(dir);
                 }
             }
+            if below.len() > MAX_HELD {
+                return Ok(false);
+            }
             next = below;
         }
-        Ok(builder.finish())
+        builder.finish(out).map_err(written).context("write", b"the index")
     }
 
     /// All that is in a directory, sorted by name; `None` if something is not the layer's own.
     fn looked_at(&self, dir: &Arc<Inode>, devices: &[u64]) -> Result<Option<Vec<Found>>> {
         let names: Vec<listing::Entry> =
             self.listing(dir)?.after(0).map(|(_, entry)| entry.clone()).collect();
+        if names.len() > MAX_HELD {
+            return Ok(None);
+        }
         let mut found = Vec::with_capacity(names.len());
         for entry in names {
             let (inode, stat) = self.instantiate(dir, &entry)?;

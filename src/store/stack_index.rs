@@ -2,6 +2,8 @@
 //! the record of the topmost one, and anew where the layers are not those that it was made of (a
 //! copied store).
 
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -28,23 +30,32 @@ impl Store {
         let mut options = MountOptions::new(layers);
         options.ownership = image_ownership(&options.lowers);
         options.lower_devices = true;
-        let built = Overlay::open(&options)
-            .map_err(|error| error.to_string())
-            .and_then(|union| union.build_index().map_err(|error| error.to_string()));
-        let written = built.and_then(|index| {
-            let write = |index: Vec<u8>| {
-                let _lock = self.lock()?;
-                self.write_atomically(&path, &index)
-            };
-            index.map(write).transpose().map_err(|error| error.to_string())
-        });
-        match written {
-            Ok(written) => Ok(written.map(|()| path)),
+        match self.write_index(&options, &path) {
+            Ok(is_written) => Ok(is_written.then_some(path)),
             Err(reason) => {
                 log::debug!("index {}: {reason}", image.hex()); // a mount does without
                 Ok(None)
             }
         }
+    }
+
+    /// Makes an index; false if there can be none.
+    fn write_index(
+        &self,
+        options: &MountOptions,
+        path: &Path,
+    ) -> std::result::Result<bool, String> {
+        let staging = self.staging().map_err(|e| e.to_string())?;
+        let union = Overlay::open(options).map_err(|e| e.to_string())?;
+        let built = staging.path().join(NAME);
+        let failed = |e: std::io::Error| format!("write {}: {e}", built.display());
+        let mut out = BufWriter::new(File::create_new(&built).map_err(failed)?);
+        if !union.build_index(&mut out, staging.path()).map_err(|e| e.to_string())? {
+            return Ok(false);
+        }
+        let file = out.into_inner().map_err(|e| failed(e.into()))?;
+        file.sync_all().and_then(|()| fs::rename(&built, path)).map_err(failed)?;
+        Ok(true)
     }
 }
 

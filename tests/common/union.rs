@@ -79,7 +79,8 @@ impl Union {
         options.ownership = self.ownership.clone();
         let lowers = Overlay::open(&options).unwrap();
         let path = self.dir.path().join("index");
-        std::fs::write(&path, lowers.build_index().unwrap().unwrap()).unwrap();
+        let mut file = std::fs::File::create(&path).unwrap();
+        assert!(lowers.build_index(&mut file, self.dir.path()).unwrap());
         path
     }
 

@@ -5,32 +5,78 @@
 //! nodes, security xattrs. A symlink can have no such xattr: of root's, which nearly all are, it
 //! is not needed (a symlink of such a layer is root's), any other is a regular file that says so.
 
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use serde::{Deserialize, Serialize};
 
 use super::left_out::What;
 use super::{Entry, Errno, Error, FileType, Kind, Place, Result, Unpacker, sys};
-use crate::archive::tar::Xattrs;
 use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
 use crate::layers::private_xattr;
 use crate::sys::{TimeChange, Timestamp};
 
 /// What a directory is to have when all is unpacked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct DirAttributes {
     mode: u32,
     owner: (u32, u32),
-    mtime: Timestamp,
-    xattrs: Xattrs,
+    mtime: (i64, u32),
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
+
+/// What all directories are to have, in the order of the tar: on disk, for there may be millions.
+pub(super) struct Later {
+    file: BufWriter<File>,
+    /// The root's.
+    root: DirAttributes,
+}
+
+impl Later {
+    pub(super) fn new(home: &Path) -> io::Result<Self> {
+        let file = BufWriter::new(tempfile::tempfile_in(home)?);
+        Ok(Self { file, root: DirAttributes::default() })
+    }
+
+    pub(super) fn note(&mut self, path: &[u8], attributes: DirAttributes) -> io::Result<()> {
+        if path.is_empty() {
+            self.root = attributes;
+            return Ok(());
+        }
+        ciborium::into_writer(&(path, attributes), &mut self.file).map_err(io::Error::other)
+    }
+
+    /// All of them, and the root's.
+    fn read(
+        &mut self,
+    ) -> io::Result<(impl Iterator<Item = io::Result<Noted>> + use<>, DirAttributes)> {
+        self.file.flush()?;
+        let mut file = self.file.get_ref().try_clone()?;
+        let end = file.stream_position()?;
+        file.rewind()?;
+        let mut input = BufReader::new(file);
+        let next = move || {
+            let is_end = match input.stream_position() {
+                Ok(at) => at == end,
+                Err(error) => return Some(Err(error)),
+            };
+            (!is_end).then(|| ciborium::from_reader(&mut input).map_err(io::Error::other))
+        };
+        Ok((std::iter::from_fn(next), self.root.clone()))
+    }
+}
+
+/// A directory's path and attributes.
+type Noted = (Vec<u8>, DirAttributes);
 
 /// Of a directory that no layer lists: root's, 0755, 1970.
 impl Default for DirAttributes {
     fn default() -> Self {
-        let mtime = Timestamp { secs: 0, nanos: 0 };
-        Self { mode: 0o755, owner: (0, 0), mtime, xattrs: Xattrs::default() }
+        Self { mode: 0o755, owner: (0, 0), mtime: (0, 0), xattrs: BTreeMap::new() }
     }
 }
 
@@ -39,8 +85,8 @@ impl DirAttributes {
         Self {
             mode: entry.mode,
             owner: (entry.uid, entry.gid),
-            mtime: entry.mtime,
-            xattrs: entry.xattrs.clone(),
+            mtime: (entry.mtime.secs, entry.mtime.nanos),
+            xattrs: BTreeMap::clone(&entry.xattrs),
         }
     }
 }
@@ -121,33 +167,37 @@ impl Unpacker<'_> {
         file: BorrowedFd<'_>,
         entry: &Entry,
     ) -> Result<()> {
-        let attributes = DirAttributes::of(entry);
-        self.set_all(at, file, FileType::RegularFile, &attributes)
+        let owner = (entry.uid, entry.gid);
+        let Entry { mode, mtime, .. } = *entry;
+        self.set_all(at, file, FileType::RegularFile, owner, mode, mtime, &entry.xattrs)
     }
 
+    #[allow(clippy::too_many_arguments)] // one per attribute
     fn set_all(
         &mut self,
         at: &Place<'_>,
         object: BorrowedFd<'_>,
         kind: FileType,
-        attributes: &DirAttributes,
+        owner: (u32, u32),
+        mode: u32,
+        mtime: Timestamp,
+        xattrs: &BTreeMap<Vec<u8>, Vec<u8>>,
     ) -> Result<()> {
-        let DirAttributes { mode, owner, mtime, xattrs } = attributes;
-        let has_owner = self.chown(at, object, *owner)?;
-        for (name, value) in &**xattrs {
+        let has_owner = self.chown(at, object, owner)?;
+        for (name, value) in xattrs {
             self.set_xattr(at, object, kind, name, value)?;
         }
-        let (uid, gid) = *owner;
-        let kept = OverrideStat { uid, gid, permissions: *mode, node: None };
+        let (uid, gid) = owner;
+        let kept = OverrideStat { uid, gid, permissions: mode, node: None };
         // A mode may shut its owner out, who is to read it again and to remove it.
-        let is_real = has_owner && (self.may_set_all || real_mode(*mode, kind) == *mode);
+        let is_real = has_owner && (self.may_set_all || real_mode(mode, kind) == mode);
         if is_real || !self.keep(object, kind, &kept)? {
             match has_owner {
-                true => at.io("chmod", sys::chmod(object, *mode))?,
+                true => at.io("chmod", sys::chmod(object, mode))?,
                 false => self.leave_out(at, What::Owner)?,
             }
         }
-        self.set_mtime(at, object, *mtime)
+        self.set_mtime(at, object, mtime)
     }
 
     /// Gives the object its owner; false if that is not allowed to who loads.
@@ -210,20 +260,37 @@ impl Unpacker<'_> {
         self.leave_out(at, What::Xattr(name))
     }
 
-    /// Sets what directories are to have, the deepest first.
+    /// Sets what directories are to have: of one that was listed twice, what the last said. (The
+    /// attributes of one disturb no other's: who loads may enter it whatever its mode.)
     pub(super) fn finish(&mut self) -> Result<()> {
-        self.attributes.entry(Vec::new()).or_default();
-        for (path, attributes) in std::mem::take(&mut self.attributes).iter().rev() {
-            let fd = match sys::open_beneath(self.directories.root(), path, sys::O_PATH) {
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue, // replaced since
-                result => result.map_err(|e| Error::io("open", path.escape_ascii(), e.into()))?,
-            };
-            let dir = rustix::io::dup(&fd).map_err(|e| Error::io("open", "/", e.into()))?;
-            let at = Place { dir: dir.as_fd(), name: b"", path };
-            self.set_all(&at, fd.as_fd(), FileType::Directory, attributes)?;
-            if path.is_empty() && self.has_overrides {
-                self.mark_root(fd.as_fd(), attributes)?;
-            }
+        let failed = |e| Error::io("read", "the attributes of directories", e);
+        let (noted, root) = self.later.read().map_err(failed)?;
+        for noted in noted {
+            let (path, attributes) = noted.map_err(failed)?;
+            self.set_directory(&path, &attributes)?;
+        }
+        self.set_directory(b"", &root)
+    }
+
+    fn set_directory(&mut self, path: &[u8], attributes: &DirAttributes) -> Result<()> {
+        let fd = match sys::open_beneath(self.directories.root(), path, sys::O_DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()), // replaced since
+            result => result.map_err(|e| Error::io("open", path.escape_ascii(), e.into()))?,
+        };
+        let at = Place { dir: fd.as_fd(), name: b"", path };
+        let listed = match sys::list_xattrs(fd.as_fd()) {
+            Err(Errno::OPNOTSUPP) => Vec::new(),
+            listed => at.io("list xattrs of", listed)?,
+        };
+        // What an earlier entry gave it.
+        for name in private_xattr::names(&listed).filter(|name| !is_label(name)) {
+            at.io("remove an xattr of", sys::remove_xattr(fd.as_fd(), name))?;
+        }
+        let DirAttributes { mode, owner, mtime: (secs, nanos), ref xattrs } = *attributes;
+        let time = Timestamp { secs, nanos };
+        self.set_all(&at, fd.as_fd(), FileType::Directory, owner, mode, time, xattrs)?;
+        if path.is_empty() && self.has_overrides {
+            self.mark_root(fd.as_fd(), attributes)?;
         }
         Ok(())
     }
@@ -250,4 +317,11 @@ impl Unpacker<'_> {
         let noted = self.left_out.note(what, at.path);
         noted.map_err(|e| Error::io("note what is left out of", at.shown(), e))
     }
+}
+
+/// Whether an xattr is a label that the kernel gives by itself.
+pub(crate) fn is_label(name: &[u8]) -> bool {
+    const LABELS: [&[u8]; 4] =
+        [b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
+    LABELS.iter().any(|label| name.starts_with(label))
 }

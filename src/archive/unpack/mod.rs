@@ -32,7 +32,8 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use attributes::DirAttributes;
+pub(crate) use attributes::is_label;
+use attributes::{DirAttributes, Later};
 use directories::{Directories, Directory};
 pub use left_out::LeftOut;
 pub(crate) use left_out::{Lacking, What};
@@ -52,8 +53,7 @@ const BUFFER_SIZE: usize = 128 * 1024;
 struct Unpacker<'a> {
     limits: Limits,
     directories: Directories,
-    /// By their real paths: what directories are to have when all is unpacked.
-    attributes: BTreeMap<Vec<u8>, DirAttributes>,
+    later: Later,
     /// Directories that the tar did not list yet.
     implied: BTreeSet<Vec<u8>>,
     /// Files that stand for hard links into layers below, and their targets.
@@ -80,7 +80,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
     let mut unpacker = Unpacker {
         limits,
         directories: Directories::new(root),
-        attributes: BTreeMap::new(),
+        later: Later::new(home).map_err(failed)?,
         implied: BTreeSet::from([Vec::new()]),
         links: BTreeMap::new(),
         replaced: replaced::Keeper::new(home),
@@ -169,8 +169,7 @@ impl Unpacker<'_> {
             return Err(Error::entry(&entry.path, "the root is not a directory"));
         }
         self.implied.remove(&b""[..]);
-        self.attributes.insert(Vec::new(), DirAttributes::of(entry));
-        Ok(())
+        self.set_later(b"", DirAttributes::of(entry))
     }
 
     /// The directory under this path: symlinks are followed inside the layer, and what is missing
@@ -184,19 +183,29 @@ impl Unpacker<'_> {
         let real = path::join(&parent.path, name);
         let at = Place { dir: parent.fd.as_fd(), name, path: &real };
         self.make_directory(&at)?;
-        // As an entry is: short paths may imply as much as many entries list.
-        self.limits.check(Name::Entries, self.implied.len() as u64)?;
+        self.check_listed()?;
         self.implied.insert(real.clone());
-        self.attributes.insert(real.clone(), DirAttributes::default());
+        self.set_later(&real, DirAttributes::default())?;
         let fd = at.io("open", sys::open_at(at.dir, name, sys::O_DIRECTORY))?;
         Ok(self.directories.keep(path, Directory { fd, path: real }))
+    }
+
+    /// Each of these will be looked up, and is held in memory: short paths may imply as much as many
+    /// entries list.
+    fn check_listed(&self) -> Result<()> {
+        let listed = self.implied.len() + self.links.len();
+        self.limits.check(Name::Lookups, listed as u64)
     }
 
     fn add_directory(&mut self, at: &Place<'_>, entry: &Entry) -> Result<()> {
         self.make_directory(at)?;
         self.implied.remove(at.path);
-        self.attributes.insert(at.path.to_vec(), DirAttributes::of(entry));
-        Ok(())
+        self.set_later(at.path, DirAttributes::of(entry))
+    }
+
+    fn set_later(&mut self, path: &[u8], attributes: DirAttributes) -> Result<()> {
+        let noted = self.later.note(path, attributes);
+        noted.map_err(|e| Error::io("note the attributes of", path.escape_ascii(), e))
     }
 
     fn make_directory(&mut self, at: &Place<'_>) -> Result<()> {
@@ -239,7 +248,6 @@ impl Unpacker<'_> {
         at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::REMOVEDIR))?;
         self.directories.forget_all();
         // What is in it went before it, one by one.
-        self.attributes.remove(at.path);
         self.implied.remove(at.path);
         Ok(true)
     }
@@ -351,7 +359,7 @@ impl Unpacker<'_> {
     fn link_below(&mut self, at: &Place<'_>, target: &[u8]) -> Result<()> {
         self.create(at)?;
         self.note_link(at, target.to_vec());
-        Ok(())
+        self.check_listed()
     }
 
     /// A mark is one whatever it contains: it is no name of the file below.
