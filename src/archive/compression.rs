@@ -21,8 +21,8 @@ pub enum Compression {
 
 /// Bytes that tell them apart.
 pub const MAGIC_LEN: usize = 6;
-/// Memory that an xz stream may ask for, in bytes.
-const XZ_MEMORY: u64 = 256 << 20;
+/// Memory that an xz stream may ask for, in bytes. (`xz -9` asks for 65 MiB.)
+const XZ_MEMORY: u64 = 100 << 20;
 /// Bytes read at a time.
 const BUFFER_SIZE: usize = 128 * 1024;
 /// Window of a Zstandard frame, in bytes, above which only one is unpacked at a time: what a

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tar::EntryType;
 
-use crate::archives::{Layer, docker_files, tar_of};
+use crate::archives::{Layer, docker_files, sha, tar_of};
 use crate::common::mounted::run;
 use crate::flatten::flatten;
 use crate::layer_rules::program;
@@ -113,4 +113,64 @@ fn a_device_numbered_0_0_is_no_whiteout() {
     let layers = vec![new().file("f", "below").tar(), upper.as_bytes().to_vec()];
     let (what, tree) = ("0:0".to_owned(), flatten(&layers));
     expect_images(&[Image { what, layers, tree }]);
+}
+
+/// What is made below the store has the modes that images give, whatever the directory around it
+/// gives to its own.
+#[test]
+fn a_default_acl_around_the_store_is_not_the_images() {
+    let place = Place::new();
+    let store = place.path("store");
+    std::fs::create_dir(&store).unwrap();
+    // Version 2; owner rwx, user 1234 rwx, group r-x, mask rwx, others r-x (acl(5)).
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 7, u32::MAX), (2, 7, 1234), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)];
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        acl.extend(tag.to_le_bytes().into_iter().chain(permissions.to_le_bytes()));
+        acl.extend(id.to_le_bytes());
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    if rustix::fs::setxattr(&store, "system.posix_acl_default", &acl, flags).is_err() {
+        return eprintln!("skipped: no ACLs here");
+    }
+    let layer = Layer::default().dir("d", 0o775).file("d/f", "x").tar();
+    let digest = sha(&layer);
+    place.load_bytes(&tar_of(&docker_files("x:1", &[layer])));
+    for (path, mode) in [("d", 0o775), ("d/f", 0o644)] {
+        let path = store.join("layers").join(&digest).join("diff").join(path);
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!(meta.mode() & 0o7777, mode);
+        for kind in ["access", "default"] {
+            let name = format!("system.posix_acl_{kind}");
+            assert!(rustix::fs::getxattr(&path, name, &mut [0u8; 64][..]).is_err(), "{kind}");
+        }
+    }
+}
+
+/// Other entries' paths may lead through a symlink that no ordinary user can make.
+#[test]
+fn paths_through_a_symlink_of_another_owner() {
+    need_mount!();
+    let lib =
+        |name: &[u8]| new().entry(EntryType::Symlink, name, b"usr/lib", 0o777, (7, 8), b"", &[]);
+    let mut layer = lib(b"lib").dir("usr/lib", 0o755).file("lib/x", "x").hard_link("too", "lib");
+    // One that is replaced is none any more.
+    layer = layer.more().entry(EntryType::Symlink, b"gone", b"usr", 0o777, (7, 8), b"", &[]);
+    let layer = layer.file("gone", "a file").tar();
+    for who in Who::all() {
+        let place = Place::of(who);
+        place.load(&place.write("image", &tar_of(&docker_files("x:1", &[layer.clone()]))));
+        place.with_image("x:1", |tree| {
+            for name in ["lib", "too"] {
+                let meta = std::fs::symlink_metadata(tree.join(name)).unwrap();
+                assert!(meta.is_symlink(), "{who:?}: {name}");
+                assert_eq!((meta.uid(), meta.gid()), (7, 8), "{who:?}: {name}");
+            }
+            assert_eq!(std::fs::read_to_string(tree.join("usr/lib/x")).unwrap(), "x", "{who:?}");
+            assert_eq!(std::fs::read_to_string(tree.join("gone")).unwrap(), "a file", "{who:?}");
+        });
+        let told = run(place.plyfs().arg("verify"));
+        assert!(told.lines().all(|line| line.ends_with(": OK")), "{who:?}: {told}");
+    }
 }

@@ -136,8 +136,14 @@ fn a_full_disk_leaves_a_store_that_works() {
         assert_eq!(images.lines().count(), 1, "{size}: {images}");
         expect_whole(&place);
         assert_eq!(place.layers(), 1, "{size}");
+        // Removing takes no room.
+        let fill = store.join("fill");
+        let filled = std::fs::write(&fill, vec![1; 4 << 20]);
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
         run(place.plyfs().args(["rmi", "small:1"]));
+        std::fs::remove_file(&fill).unwrap();
         expect_whole(&place);
+        assert_eq!(run(place.plyfs().args(["images", "-q"])), "");
     }
 }
 

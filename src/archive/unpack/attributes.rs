@@ -5,7 +5,7 @@
 //! nodes, security xattrs. A symlink can have no such xattr: of root's, which nearly all are, it
 //! is not needed (a symlink of such a layer is root's), any other is a regular file that says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::left_out::What;
 use super::{Entry, Errno, Error, FileType, Kind, Place, Result, Unpacker, sys};
 use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
-use crate::layers::private_xattr;
+use crate::layers::{path, private_xattr};
 use crate::sys::{TimeChange, Timestamp};
 
 /// What a directory is to have when all is unpacked.
@@ -103,8 +103,9 @@ impl Unpacker<'_> {
         // Beside owners that are kept aside no real symlink tells its own.
         let is_known = has_owner && self.may_set_all;
         if !is_known && needs_xattr {
-            at.io("replace", rustix::fs::unlinkat(at.dir, at.name, AtFlags::empty()))?;
-            return self.stand_in(at, entry, FileType::Symlink, 0);
+            // Until all is unpacked, other entries' paths may lead through it.
+            self.symlinks.insert(at.path.to_vec(), entry.clone());
+            return self.check_listed();
         }
         self.has_overrides |= !has_owner;
         for (name, value) in &*entry.xattrs {
@@ -263,6 +264,7 @@ impl Unpacker<'_> {
     /// Sets what directories are to have: of one that was listed twice, what the last said. (The
     /// attributes of one disturb no other's: who loads may enter it whatever its mode.)
     pub(super) fn finish(&mut self) -> Result<()> {
+        self.replace_symlinks()?;
         let failed = |e| Error::io("read", "the attributes of directories", e);
         let (noted, root) = self.later.read().map_err(failed)?;
         for noted in noted {
@@ -270,6 +272,34 @@ impl Unpacker<'_> {
             self.set_directory(&path, &attributes)?;
         }
         self.set_directory(b"", &root)
+    }
+
+    /// Puts regular files in the place of symlinks that cannot have their owners; names of one
+    /// symlink become names of one file.
+    fn replace_symlinks(&mut self) -> Result<()> {
+        let mut made: HashMap<u64, Vec<u8>> = HashMap::new();
+        for (path, entry) in std::mem::take(&mut self.symlinks) {
+            let (parent, name) = path::split(&path);
+            let root = self.directories.root();
+            let dir = sys::open_beneath(root, parent, sys::O_DIRECTORY);
+            let dir = dir.map_err(|e| Error::io("open", parent.escape_ascii(), e.into()))?;
+            let at = Place { dir: dir.as_fd(), name, path: &path };
+            let inode = at.io("stat", sys::statx_at(at.dir, name))?.ino;
+            let known = made.get(&inode).map(|known| sys::open_beneath(root, known, sys::O_PATH));
+            at.io("replace", rustix::fs::unlinkat(at.dir, name, AtFlags::empty()))?;
+            match known {
+                Some(Err(Errno::NOENT)) => self.leave_out(&at, What::Device)?, // as the first was
+                Some(file) => {
+                    let linked = sys::link_fd(at.io("open", file)?.as_fd(), at.dir, name);
+                    at.io("link", linked)?;
+                }
+                None => {
+                    self.stand_in(&at, &entry, FileType::Symlink, 0)?;
+                    made.insert(inode, path.clone());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn set_directory(&mut self, path: &[u8], attributes: &DirAttributes) -> Result<()> {

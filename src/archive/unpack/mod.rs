@@ -54,6 +54,8 @@ struct Unpacker<'a> {
     limits: Limits,
     directories: Directories,
     later: Later,
+    /// Symlinks that are to be regular files that stand for them, by their real paths.
+    symlinks: BTreeMap<Vec<u8>, Entry>,
     /// Directories that the tar did not list yet.
     implied: BTreeSet<Vec<u8>>,
     /// Files that stand for hard links into layers below, and their targets.
@@ -81,6 +83,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
         limits,
         directories: Directories::new(root),
         later: Later::new(home).map_err(failed)?,
+        symlinks: BTreeMap::new(),
         implied: BTreeSet::from([Vec::new()]),
         links: BTreeMap::new(),
         replaced: replaced::Keeper::new(home),
@@ -193,7 +196,7 @@ impl Unpacker<'_> {
     /// Each of these will be looked up, and is held in memory: short paths may imply as much as many
     /// entries list.
     fn check_listed(&self) -> Result<()> {
-        let listed = self.implied.len() + self.links.len();
+        let listed = self.implied.len() + self.links.len() + self.symlinks.len();
         self.limits.check(Name::Lookups, listed as u64)
     }
 
@@ -209,6 +212,9 @@ impl Unpacker<'_> {
     }
 
     fn make_directory(&mut self, at: &Place<'_>) -> Result<()> {
+        // Through symlinks, short paths may lead deep.
+        let depth = at.path.split(|b| *b == b'/').count() as u64;
+        self.limits.check(Name::Depth, depth)?;
         let made = self.make(at, |at| rustix::fs::mkdirat(at.dir, at.name, Mode::RWXU), true);
         at.io("make directory", made?)
     }
@@ -265,6 +271,7 @@ impl Unpacker<'_> {
 
     fn take(&mut self, at: &Place<'_>, has_data: bool) -> Result<()> {
         self.links.remove(at.path);
+        self.symlinks.remove(at.path);
         let taken = self.replaced.take(at.dir, at.name, at.path, has_data);
         taken.map_err(|e| Error::io("replace", at.shown(), e))
     }
@@ -349,6 +356,9 @@ impl Unpacker<'_> {
                 return Err(Error::entry(&entry.path, "a hard link to a directory"));
             }
             result => at.io("link", result)?,
+        }
+        if let Some(symlink) = self.symlinks.get(&target).cloned() {
+            self.symlinks.insert(at.path.to_vec(), symlink);
         }
         if let Some(below) = self.links.get(&target).cloned() {
             self.note_link(at, below);

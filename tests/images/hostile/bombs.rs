@@ -86,6 +86,10 @@ fn deep_trees() {
             arena.attack_archive("damaged", &wrong(&layer, &name)).refused("");
             arena.attack("deep", from_ref(&layer)).refused("depth=512");
         }
+        let half = "a/".repeat(300);
+        let layer =
+            [dir(&half), symlink("s", "").pax("linkpath", &half), file(format!("s/{half}f"))];
+        arena.attack("deep through a symlink", &[layer.to_vec()]).refused("depth=512");
     });
 }
 
