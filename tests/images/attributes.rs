@@ -160,7 +160,9 @@ fn paths_through_a_symlink_of_another_owner() {
     let layer = layer.file("gone", "a file").tar();
     for who in Who::all() {
         let place = Place::of(who);
-        place.load(&place.write("image", &tar_of(&docker_files("x:1", &[layer.clone()]))));
+        place.load(
+            &place.write("image", &tar_of(&docker_files("x:1", std::slice::from_ref(&layer)))),
+        );
         place.with_image("x:1", |tree| {
             for name in ["lib", "too"] {
                 let meta = std::fs::symlink_metadata(tree.join(name)).unwrap();
