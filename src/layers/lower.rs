@@ -1,36 +1,73 @@
 //! A lower layer, and reading one directory of a layer with its marks told apart.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::marks::{self, Meaning};
+use super::override_stat::OverrideXattr;
 use super::redirect::Namespace;
 use super::{Error, marks::NAME_MAX};
-use crate::sys::{self, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat};
 
 /// One read-only layer: an open directory.
 ///
 /// What is mounted inside it is no part of the layer, as with the kernel's overlayfs: the
-/// union's own mountpoint may lie there. Where the caller may, the layer is opened as a
-/// private mount of its own, which has nothing mounted inside.
+/// union's own mountpoint may lie there. Where the caller may, the layer is opened in a private
+/// mount, which has nothing mounted inside: in one of its own, or in one of a directory above it
+/// that all layers share.
 #[derive(Debug)]
 pub struct Lower {
     root: OwnedFd,
     path: PathBuf,
+    /// Its path without symlinks, where that was looked at.
+    real_path: Option<PathBuf>,
     is_private: bool,
     is_rich: bool,
+    override_xattr: Option<OverrideXattr>,
 }
 
 impl Lower {
-    /// Opens the layer at `path`.
-    pub fn open(path: &Path, namespace: Namespace) -> Result<Self, Error> {
-        let opened = sys::open_dir(path).map_err(Error::io("open lower", path))?;
-        let private = sys::clone_mount(opened.as_fd()).ok();
-        let is_private = private.is_some();
-        let root = private.unwrap_or(opened);
-        let is_rich =
-            namespace.is_rich(root.as_fd()).map_err(Error::of_pointers(namespace, path))?;
-        Ok(Self { root, path: path.to_owned(), is_private, is_rich })
+    /// Opens the layers at these paths.
+    pub fn open_all(paths: &[PathBuf], namespace: Namespace) -> Result<Vec<Self>, Error> {
+        let shared = SharedMount::of(paths);
+        let open = |(n, path): (usize, &PathBuf)| {
+            let (root, is_private) = match shared.as_ref().and_then(|shared| shared.open(n)) {
+                Some(root) => (root, true),
+                None => open_private(path)?,
+            };
+            let real_path = shared.as_ref().map(|shared| shared.layers[n].path.clone());
+            Self::new(root, path, namespace).map(|lower| Self { is_private, real_path, ..lower })
+        };
+        paths.iter().enumerate().map(open).collect()
+    }
+
+    fn new(root: OwnedFd, path: &Path, namespace: Namespace) -> Result<Self, Error> {
+        let failed = |errno| Error::io("read xattrs of", path)(errno);
+        // Most have none, which is known by one look.
+        let has_xattrs = match sys::list_xattrs(root.as_fd()) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => false,
+            list => !list.map_err(failed)?.is_empty(),
+        };
+        let (mut is_rich, mut override_xattr) = (false, None);
+        if has_xattrs {
+            is_rich =
+                namespace.is_rich(root.as_fd()).map_err(Error::of_pointers(namespace, path))?;
+            override_xattr = OverrideXattr::of_layer(root.as_fd()).map_err(failed)?;
+        }
+        let (path, is_private, real_path) = (path.to_owned(), false, None);
+        Ok(Self { root, path, real_path, is_private, is_rich, override_xattr })
+    }
+
+    /// Where it keeps owners and modes, if not where files have them.
+    pub fn override_xattr(&self) -> Option<OverrideXattr> {
+        self.override_xattr
+    }
+
+    /// Its path without symlinks.
+    pub fn real_path(&self) -> std::io::Result<PathBuf> {
+        self.real_path.as_ref().map_or_else(|| self.path.canonicalize(), |path| Ok(path.clone()))
     }
 
     /// Whether nothing can be mounted inside; else a name may lead to another filesystem.
@@ -51,6 +88,69 @@ impl Lower {
     /// Where the layer was found.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Opens a layer as a mount of its own, where that is allowed; whether it is.
+fn open_private(path: &Path) -> Result<(OwnedFd, bool), Error> {
+    let opened = sys::open_dir(path).map_err(Error::io("open lower", path))?;
+    Ok(match sys::clone_mount(opened.as_fd()) {
+        Ok(private) => (private, true),
+        Err(_) => (opened, false),
+    })
+}
+
+/// Layers, at least, for which a shared mount is made: a mount costs as much as a few look-ups.
+const MIN_SHARED: usize = 4;
+
+/// A private mount of a directory that all layers lie in.
+struct SharedMount {
+    mount: OwnedFd,
+    directory: PathBuf,
+    layers: Vec<Place>,
+}
+
+/// Where a layer lies, and what it is.
+struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SharedMount {
+    /// None if there are few layers, or it is not allowed.
+    fn of(paths: &[PathBuf]) -> Option<Self> {
+        if paths.len() < MIN_SHARED {
+            return None;
+        }
+        let layers =
+            paths.iter().map(|path| Place::of(path)).collect::<sys::Result<Vec<_>>>().ok()?;
+        let mut directory = layers.first()?.path.as_path();
+        while !layers.iter().all(|layer| layer.path.starts_with(directory)) {
+            directory = directory.parent()?;
+        }
+        let mount = sys::open_dir(directory).and_then(|dir| sys::clone_mount(dir.as_fd())).ok()?;
+        let directory = directory.to_owned();
+        Some(Self { mount, directory, layers })
+    }
+
+    /// Opens a layer; none if it is not there, for something is mounted on the way to it.
+    fn open(&self, n: usize) -> Option<OwnedFd> {
+        let layer = &self.layers[n];
+        let below = layer.path.strip_prefix(&self.directory).ok()?.as_os_str().as_bytes();
+        let root = sys::open_beneath(self.mount.as_fd(), below, sys::O_DIRECTORY).ok()?;
+        let stat = sys::fstat(&root).ok()?;
+        ((stat.dev, stat.ino) == (layer.device, layer.inode)).then_some(root)
+    }
+}
+
+impl Place {
+    fn of(path: &Path) -> sys::Result<Self> {
+        let dir = sys::open_dir(path)?;
+        let stat = sys::fstat(&dir)?;
+        let path = rustix::fs::readlink(sys::proc_path(dir.as_fd()), Vec::new())?;
+        let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
+        Ok(Self { path, device: stat.dev, inode: stat.ino })
     }
 }
 

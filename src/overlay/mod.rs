@@ -115,13 +115,9 @@ impl Overlay {
     /// Opens the layers and takes the upper layer's lock.
     pub fn open(options: &MountOptions) -> std::result::Result<Self, crate::layers::Error> {
         let namespace = Namespace::of_this_process();
-        let lowers = options
-            .lowers
-            .iter()
-            .map(|path| Lower::open(path, namespace))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let lowers = Lower::open_all(&options.lowers, namespace)?;
         if let Some(places) = &options.upper {
-            refuse_overlap(&options.lowers, places)?;
+            refuse_overlap(&lowers, places)?;
         }
         let upper = match &options.upper {
             Some(places) => {
@@ -210,9 +206,10 @@ fn decide_owners(
     lowers: &[Lower],
     upper: Option<&Upper>,
 ) -> std::result::Result<Owners, crate::layers::Error> {
-    let roots = upper.map(Upper::root).into_iter().chain(lowers.iter().map(Lower::root));
     let error = crate::layers::Error::io("read xattrs of", std::path::Path::new("the layers"));
-    Owners::new(&options.ownership, roots.map(OverrideXattr::of_layer)).map_err(error)
+    let of_upper = upper.map(|upper| OverrideXattr::of_layer(upper.root()));
+    let of_lowers = lowers.iter().map(|lower| Ok(lower.override_xattr()));
+    Owners::new(&options.ownership, of_upper.into_iter().chain(of_lowers)).map_err(error)
 }
 
 /// Looks after the marker of volatile mounts, of the last one and of this one.
@@ -236,17 +233,17 @@ fn prepare_syncs(
 
 /// Refuses an upper or workdir that is, holds, or lies in a lower layer.
 fn refuse_overlap(
-    lowers: &[std::path::PathBuf],
+    lowers: &[Lower],
     places: &UpperOptions,
 ) -> std::result::Result<(), crate::layers::Error> {
     for place in [&places.upper, &places.work] {
         let Ok(real) = place.canonicalize() else { continue }; // opening it tells why
         for lower in lowers {
-            let Ok(real_lower) = lower.canonicalize() else { continue };
+            let Ok(real_lower) = lower.real_path() else { continue };
             if real.starts_with(&real_lower) || real_lower.starts_with(&real) {
                 return Err(crate::layers::Error::Overlap {
                     place: place.display().to_string(),
-                    lower: lower.display().to_string(),
+                    lower: lower.path().display().to_string(),
                 });
             }
         }

@@ -11,21 +11,12 @@ use plyfs::sys::{self, FileType, Stat};
 
 use crate::flatten::{Node, Tree, digest};
 
-/// Content that who reads the tree may not see, as permissions say.
-const UNREADABLE: &str = "may not be read";
-
-/// Every path of the mount, and nothing else, shows what the tree says.
-///
-/// Who reads it may be an ordinary user: the kernel keeps files of others from it as it does
-/// anywhere. They must be there, and have the attributes that they should.
+/// Every path of the mount, and nothing else, shows what the tree says, also to an ordinary user who
+/// has mounted it, whoever owns the files.
 #[track_caller]
 pub fn expect_tree(mount: &Path, expected: &Tree, what: &str) {
     let shown = read_tree(mount);
-    let is_shut = |path: &[u8]| {
-        let above = (0..path.len()).filter(|at| path[*at] == b'/').map(|at| &path[..at]);
-        above.into_iter().any(|dir| shown.get(dir).is_some_and(|node| node.content == UNREADABLE))
-    };
-    let wanted: BTreeMap<_, _> = expected.paths.iter().filter(|(path, _)| !is_shut(path)).collect();
+    let wanted: BTreeMap<_, _> = expected.paths.iter().collect();
     let names = |paths: Vec<&Vec<u8>>| paths.into_iter().map(|p| text(p)).collect::<Vec<_>>();
     let is_below = |path: &&Vec<u8>| !path.is_empty();
     let found = names(shown.paths.keys().filter(is_below).collect());
@@ -48,17 +39,6 @@ pub fn expect_tree(mount: &Path, expected: &Tree, what: &str) {
 #[track_caller]
 fn expect_node(found: &Node, expected: &Node, what: &str) {
     let (mut found, mut wanted) = (found.clone(), expected.clone());
-    if found.content == UNREADABLE {
-        let others = if wanted.kind == 'd' { 0o5 } else { 0o4 };
-        assert_ne!(
-            wanted.mode & others,
-            others,
-            "{what}: mode {:o} lets everybody in",
-            wanted.mode
-        );
-        wanted.content = UNREADABLE.to_owned();
-        wanted.xattrs.retain(|name, _| !name.starts_with("user."));
-    }
     if !rustix::process::geteuid().is_root() {
         wanted.xattrs.retain(|name, _| !name.starts_with("trusted."));
     }
@@ -92,7 +72,7 @@ fn add(
         tree.nodes.push(node(object, &stat, &text(&path)));
         tree.nodes.len() - 1
     });
-    if stat.kind() == FileType::Directory && tree.nodes[node].content != UNREADABLE {
+    if stat.kind() == FileType::Directory {
         for entry in sys::read_dir(object).unwrap() {
             let path = match &path[..] {
                 b"" => entry.name.to_vec(),
@@ -109,10 +89,7 @@ fn add(
 fn node(object: BorrowedFd<'_>, stat: &Stat, what: &str) -> Node {
     let device = || format!("{:?}", (rustix::fs::major(stat.rdev), rustix::fs::minor(stat.rdev)));
     let (kind, content) = match stat.kind() {
-        FileType::Directory => match sys::read_dir(object) {
-            Err(sys::Errno::ACCESS) => ('d', UNREADABLE.to_owned()),
-            result => ('d', result.map(|_| String::new()).unwrap()),
-        },
+        FileType::Directory => ('d', String::new()),
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(object, c"", Vec::new()).unwrap();
             ('l', target.to_bytes().escape_ascii().to_string())
@@ -127,16 +104,14 @@ fn node(object: BorrowedFd<'_>, stat: &Stat, what: &str) -> Node {
         mode: stat.permissions(),
         owner: (stat.uid.into(), stat.gid.into()),
         mtime: Some((stat.mtime.secs, stat.mtime.nanos)),
-        xattrs: xattrs(object, content == UNREADABLE),
+        xattrs: xattrs(object),
         content,
     }
 }
 
 fn content(object: BorrowedFd<'_>, stat: &Stat, what: &str) -> String {
-    let file = match sys::reopen(object, sys::O_READ) {
-        Err(sys::Errno::ACCESS) => return UNREADABLE.to_owned(),
-        file => File::from(file.unwrap_or_else(|e| panic!("open {what}: {e}"))),
-    };
+    let file = sys::reopen(object, sys::O_READ).unwrap_or_else(|e| panic!("open {what}: {e}"));
+    let file = File::from(file);
     let mut data = Vec::new();
     (&file).read_to_end(&mut data).unwrap_or_else(|e| panic!("read {what}: {e}"));
     assert_eq!(data.len() as u64, stat.size, "size of {what}");
@@ -148,17 +123,16 @@ pub fn xattrs_at(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap());
     let dir = sys::open_dir(dir).unwrap();
     let object = sys::open_at(dir.as_fd(), name.as_bytes(), sys::O_PATH).unwrap();
-    xattrs(object.as_fd(), false)
+    xattrs(object.as_fd())
 }
 
-/// All xattrs but those that the host's security modules add, and those that may not be read.
-fn xattrs(object: BorrowedFd<'_>, is_unreadable: bool) -> BTreeMap<String, Vec<u8>> {
+/// All xattrs but those that the host's security modules add.
+fn xattrs(object: BorrowedFd<'_>) -> BTreeMap<String, Vec<u8>> {
     let list = sys::list_xattrs(object).unwrap_or_default();
     let is_root = rustix::process::geteuid().is_root();
     list.split(|b| *b == 0)
         .filter(|name| !name.is_empty() && *name != b"security.selinux")
         .filter(|name| is_root || !name.starts_with(b"trusted."))
-        .filter(|name| !is_unreadable || !name.starts_with(b"user."))
         .map(|name| {
             let value = sys::get_xattr(object, name);
             let value = value.unwrap_or_else(|e| panic!("xattr {}: {e}", name.escape_ascii()));
