@@ -436,7 +436,7 @@ _plyfs() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "docker-archive oci-archive oci" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "docker-archive oci-archive oci json" -- "${cur}"))
                     return 0
                     ;;
                 --compression)

@@ -63,9 +63,10 @@ complete -c plyfs -n "__fish_plyfs_using_subcommand import" -l root -d 'The imag
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -s q -l quiet -d 'Do not show how far it is'
 complete -c plyfs -n "__fish_plyfs_using_subcommand import" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c plyfs -n "__fish_plyfs_using_subcommand save" -s o -l output -d 'Write here instead of to stdout; with --format oci a new or empty folder' -r -F
-complete -c plyfs -n "__fish_plyfs_using_subcommand save" -l format -d 'What to write' -r -f -a "docker-archive\t'What docker save writes'
+complete -c plyfs -n "__fish_plyfs_using_subcommand save" -l format -d 'What to write (default: docker-archive), and how to print what was written; may be given for both' -r -f -a "docker-archive\t'What docker save writes'
 oci-archive\t'A tar of an OCI image layout'
-oci\t'A folder: an OCI image layout'"
+oci\t'A folder: an OCI image layout'
+json\t'Print a JSON object for each image'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand save" -l compression -d 'How to compress layers; default: as they were, if they were loaded with --keep-blobs and go into an OCI archive or layout, else not' -r -f -a "none\t'Not at all'
 gzip\t'gzip'
 zstd\t'Zstandard'"

@@ -32,6 +32,7 @@ pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Pl
     if items.is_empty() {
         return Err(Error::document("manifest.json", "it lists no image"));
     }
+    options.limits.check(limits::Name::Images, items.len() as u64)?;
     fitting(items.into_iter().map(|item| plan(source, item, options)))
 }
 
@@ -109,6 +110,7 @@ pub(super) fn v1_plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec
     if by_top.is_empty() {
         return Err(bad(&"it names no image"));
     }
+    options.limits.check(limits::Name::Images, by_top.len() as u64)?;
     let mut hashed = Hashed::new(source, options);
     fitting(by_top.into_iter().map(|(top, names)| v1_plan(&mut hashed, &top, names, options)))
 }

@@ -8,7 +8,6 @@
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -27,6 +26,9 @@ use crate::store::layer_files::LayerFiles;
 use crate::store::layers::NewChain;
 use crate::store::{self, Staging, Store};
 
+/// What a folder of skopeo's `dir:` transport has.
+const DIR_VERSION: &str = "version";
+const DIR_MAGIC: &[u8] = b"Directory Transport Version";
 /// Digits of a digest that tell layers apart on a terminal.
 const SHORT: usize = 12;
 
@@ -36,6 +38,13 @@ pub(super) fn load(
     source: &Source,
     options: &LoadOptions<'_>,
 ) -> Result<Report> {
+    if source.has(DIR_VERSION) && source.document(DIR_VERSION)?.starts_with(DIR_MAGIC) {
+        return Err(Error::Unsupported(
+            "a folder of skopeo's dir: transport: copy it into an OCI layout first \
+             (skopeo copy dir:FOLDER oci:LAYOUT)"
+                .to_owned(),
+        ));
+    }
     let plans = if source.has("manifest.json") {
         docker_plans(source, options)?
     } else if source.has("index.json") {
@@ -54,15 +63,18 @@ fn docker_plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>>
     match docker::plans(source, options) {
         Err(Error::Other(_)) if is_layout => oci::plans(source, options),
         Ok(plans) if is_layout && options.keep_blobs => {
-            let mut of_layout = oci::plans(source, options)?;
-            let with_manifest = |plan: Plan| {
-                let same = of_layout.iter_mut().find(|of_layout| of_layout.config == plan.config);
-                match same {
-                    Some(Plan { layers, manifest, .. }) => {
-                        Plan { layers: mem::take(layers), manifest: manifest.take(), ..plan }
-                    }
-                    None => plan,
+            let of_layout = match oci::plans(source, options) {
+                Err(Error::Other(_)) => Vec::new(),
+                of_layout => of_layout?,
+            };
+            let with_manifest = |plan: Plan| match of_layout
+                .iter()
+                .find(|of_layout| of_layout.config == plan.config)
+            {
+                Some(Plan { layers, manifest, .. }) => {
+                    Plan { layers: layers.clone(), manifest: manifest.clone(), ..plan }
                 }
+                None => plan,
             };
             Ok(plans.into_iter().map(with_manifest).collect())
         }
@@ -309,13 +321,14 @@ impl<'a> Load<'a> {
             let homes: Vec<_> =
                 image.diffs.iter().rev().map(|diff| self.files(diff).home().to_owned()).collect();
             let at = self.staging.path().join(format!("inherited-{}", top.hex()));
-            let is_needed = match self.store.build_inherited(&homes, &at, &lookups) {
+            let is_built = self.store.build_inherited(&homes, &mut || Ok(at.clone()), &lookups);
+            let at = match is_built {
                 Err(store::Error::TooManyLookups) => {
                     return Err(self.limits().exceeded(Name::Lookups));
                 }
                 built => built?,
             };
-            built.insert(top, is_needed.then_some(at));
+            built.insert(top, at);
         }
         Ok(built)
     }

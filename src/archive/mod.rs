@@ -97,7 +97,7 @@ struct Plan {
 }
 
 /// A layer in an archive.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LayerBlob {
     /// Its path in the archive.
     path: String,

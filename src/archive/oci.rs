@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::platform::Platform;
 use super::source::{Source, blob_path};
-use super::{Error, LayerBlob, LoadOptions, Plan, Result, docker};
+use super::{Error, LayerBlob, LoadOptions, Plan, Result, docker, limits};
 use crate::store::digest::Digest;
 use crate::store::reference::Name;
 
@@ -65,9 +65,10 @@ impl Descriptor {
 pub(super) fn plans(source: &Source, options: &LoadOptions<'_>) -> Result<Vec<Plan>> {
     let index = parse("index.json", &source.document("index.json")?)?;
     let listed = index.manifests.unwrap_or_default();
-    let fitting = fitting(&listed, options.platform.as_ref())?.into_iter();
+    let fitting = fitting(&listed, options.platform.as_ref())?;
+    options.limits.check(limits::Name::Images, fitting.len() as u64)?;
     let mut passed = HashSet::new();
-    let plans = docker::fitting(fitting.map(|descriptor| {
+    let plans = docker::fitting(fitting.into_iter().map(|descriptor| {
         let names = descriptor.name().into_iter().collect();
         resolve(source, descriptor, names, options, 0, &mut passed)
     }))?;

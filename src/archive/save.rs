@@ -72,7 +72,7 @@ enum From {
     File(PathBuf),
 }
 
-/// Saves images, each with names; into the archive `out`, or the new folder `dir`.
+/// Saves images, each with names, into `target`.
 pub fn save(
     store: &Store,
     images: &[(ImageId, Vec<Name>)],

@@ -13,9 +13,9 @@ use sha2::Sha256;
 use super::limits::Limits;
 use super::pack::{Off, Packer};
 use super::progress::Silent;
-use super::tar::{Entry, Kind, Reader, Sparse};
+use super::tar::{Entry, Kind, Reader, Sparse, Xattrs};
 use super::tar_split::{Piece, Pieces};
-use super::unpack::{Lacking, Replaced, What, is_label};
+use super::unpack::{Lacking, Replaced, What, may_be_given};
 use super::{Error, Result};
 use crate::layers::acl;
 use crate::layers::override_stat::OverrideXattr;
@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::store::blobs::blobs_of;
 use crate::store::digest::{DiffId, Digest, ImageId};
 use crate::store::layer_files::LayerFiles;
-use crate::sys::{self, Errno, FileType, Stat};
+use crate::sys::{self, Errno, FileType, Stat, Timestamp};
 
 /// A file of a layer that is not what the layer's tar says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ struct Checker {
     known: HashMap<Vec<u8>, Option<u64>>,
     /// Inodes of what was compared.
     inodes: HashSet<u64>,
+    /// What was replaced and had no data to keep: hard links to it stay.
+    gone: HashSet<Vec<u8>>,
     /// Inodes of files that were replaced: hard links to them stay.
     replaced_inodes: HashSet<u64>,
     lacking: Lacking,
@@ -116,23 +118,20 @@ impl Checker {
             let file = sys::open_beneath(home.as_fd(), path.as_bytes(), sys::O_PATH);
             file.and_then(sys::fstat).ok().map(|stat| stat.ino)
         };
+        let implied = files.implied()?;
         let replaced_inodes = replaced.files().filter_map(inode).collect();
         let lacking = Lacking::read(files.home())
             .map_err(|e| Error::io("read", files.home().display(), e))?;
         Ok(Self {
             root,
             record: Pieces::new(BufReader::new(record)),
-            directories: BTreeMap::new(),
+            directories: implied.iter().map(|path| (path.clone(), implied_entry(path))).collect(),
             replaced,
             links: files.links()?.into_keys().collect(),
             overrides,
-            known: files
-                .implied()?
-                .into_iter()
-                .chain([Vec::new()])
-                .map(|path| (path, None))
-                .collect(),
+            known: implied.into_iter().chain([Vec::new()]).map(|path| (path, None)).collect(),
             inodes: HashSet::new(),
+            gone: HashSet::new(),
             replaced_inodes,
             lacking,
             findings: Vec::new(),
@@ -174,7 +173,13 @@ impl Checker {
             return Ok(());
         }
         self.forget_directories(&path);
-        if self.replaced.next(&path).is_some() || self.lacking.has(What::Device, &path) {
+        if let Some(kept) = self.replaced.next(&path) {
+            if kept.is_none() {
+                self.gone.insert(path);
+            }
+            return Ok(());
+        }
+        if self.lacking.has(What::Device, &path) {
             return Ok(());
         }
         self.check_object(&entry, &path)
@@ -287,7 +292,7 @@ impl Checker {
         };
         for name in private_xattr::names(&listed) {
             let is_own = self.overrides.is_some_and(|xattr| xattr.is_stat(name));
-            if !told.contains(name) && !is_own && !is_label(name) {
+            if !told.contains(name) && !is_own && may_be_given(name) {
                 differing.push(format!("the layer gives it no xattr {}", name.escape_ascii()));
             }
         }
@@ -314,7 +319,8 @@ impl Checker {
             // Its path leads through symlinks.
             _ => self.inodes.contains(&stat.ino),
         };
-        let is_linked = is_linked || self.replaced_inodes.contains(&stat.ino);
+        let is_linked =
+            is_linked || self.replaced_inodes.contains(&stat.ino) || self.gone.contains(&target);
         (!is_linked).then_some("it is another file than its link's target")
     }
 
@@ -342,6 +348,23 @@ impl Checker {
     fn is_directory(&self, path: &[u8]) -> bool {
         let object = sys::open_beneath(self.root.as_fd(), path, sys::O_PATH);
         object.and_then(sys::fstat).is_ok_and(|stat| stat.kind() == FileType::Directory)
+    }
+}
+
+/// What a directory is that no entry lists: root's, 0755, 1970.
+fn implied_entry(path: &[u8]) -> Entry {
+    Entry {
+        path: path.to_vec(),
+        link: Vec::new(),
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        sparse: None,
+        mtime: Timestamp { secs: 0, nanos: 0 },
+        device: (0, 0),
+        xattrs: Xattrs::default(),
     }
 }
 

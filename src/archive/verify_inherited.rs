@@ -24,12 +24,15 @@ pub fn verify_inherited(store: &Store, image: &ImageId) -> Result<Vec<Finding>> 
     let Some(top) = store.chain_ids(image)?.pop() else { return Ok(Vec::new()) };
     let homes: Vec<_> =
         diffs.iter().rev().map(|diff| store.layer_files(diff).home().to_owned()).collect();
-    let staging = store.staging()?;
-    let built = staging.path().join("inherited");
-    let is_needed = store.build_inherited(&homes, &built, &Cell::new(u64::MAX))?;
-    match store.inherited(&top)? {
-        None if !is_needed => Ok(Vec::new()),
-        Some(dir) if is_needed => {
+    let mut staging = None;
+    let mut at = || {
+        let staging = staging.insert(store.staging()?);
+        Ok(staging.path().join("inherited"))
+    };
+    let built = store.build_inherited(&homes, &mut at, &Cell::new(u64::MAX))?;
+    match (built, store.inherited(&top)?) {
+        (None, None) => Ok(Vec::new()),
+        (Some(built), Some(dir)) => {
             let open = |dir: &std::path::Path| {
                 sys::open_dir(dir).map_err(|e| Error::io("open", dir.display(), e.into()))
             };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::load::{Reading, finish_images, stdin, tell_left_out};
-use super::output::OutputFormat;
+use super::output::{OutputFormat, say_image};
 use crate::archive::{self, Import, Input, LoadOptions};
 use crate::store::Store;
 use crate::store::reference::Name;
@@ -47,7 +47,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         progress: &progress,
     };
     let input = if args.file.as_os_str() == "-" {
-        stdin()
+        stdin()?
     } else {
         Input::File(std::fs::File::open(&args.file).with_context(|| shown.clone())?)
     };
@@ -58,10 +58,6 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     tell_left_out(&report);
     report.images.iter().try_for_each(|image| match args.format {
         OutputFormat::Table => super::say(format_args!("{}", image.id)),
-        OutputFormat::Json => {
-            let names: Vec<String> = image.names.iter().map(Name::to_string).collect();
-            let line = serde_json::json!({ "ID": image.id.to_string(), "Names": names });
-            super::say(format_args!("{line}"))
-        }
+        OutputFormat::Json => say_image(&image.id, &image.names),
     })
 }

@@ -26,7 +26,7 @@ pub(super) struct Args {
 /// Runs `plyfs inspect`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
-    let _lock = store.lock_shared()?;
+    let lock = store.lock_shared()?;
     let mut all = Vec::new();
     let result = super::for_each(&args.names, |name| {
         all.push(match store.find_image(name) {
@@ -40,6 +40,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         });
         Ok(())
     });
+    drop(lock);
     match args.format {
         OutputFormat::Table if all.is_empty() => Ok(()),
         OutputFormat::Table => {

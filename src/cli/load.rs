@@ -1,10 +1,11 @@
 //! `plyfs load`.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use super::output::OutputFormat;
+use super::output::{OutputFormat, say_image};
 use super::progress::Shown;
 use crate::archive::limits::{Limit, Limits};
 use crate::archive::platform::Platform;
@@ -14,8 +15,9 @@ use crate::store::{Error, Store};
 /// Arguments of `plyfs load`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Archives (docker save, OCI; plain, gzip, zstd or xz), OCI layout folders, or - for stdin
-    #[arg(required_unless_present = "input", value_name = "FILE")]
+    /// Archives (docker save, OCI; plain, gzip, zstd or xz), OCI layout folders, or - for stdin, which
+    /// is read too if none is given
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The same, as docker has it
     #[arg(short, long, value_name = "FILE")]
@@ -61,7 +63,8 @@ impl Reading {
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
     let mut said = Ok(());
-    for file in args.files.iter().chain(&args.input) {
+    let from_stdin = (args.files.is_empty() && args.input.is_none()).then(|| PathBuf::from("-"));
+    for file in args.files.iter().chain(&args.input).chain(&from_stdin) {
         let progress = args.reading.progress();
         let options = LoadOptions {
             limits: args.reading.limits(),
@@ -70,7 +73,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
             progress: &progress,
         };
         let report = if file.as_os_str() == "-" {
-            archive::load(&store, stdin(), &options).context("stdin")
+            archive::load(&store, stdin()?, &options).context("stdin")
         } else {
             let shown = || super::shown(file.as_os_str());
             archive::load_path(&store, file, &options).with_context(shown)
@@ -88,20 +91,21 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     said
 }
 
-/// Standard input, which may be a file too.
-pub(super) fn stdin() -> Input<'static> {
+/// Standard input, which may be a file too, but no terminal.
+pub(super) fn stdin() -> anyhow::Result<Input<'static>> {
+    if std::io::stdin().is_terminal() {
+        bail!("no archive comes from a terminal: give a FILE, or a pipe");
+    }
     let stdin = rustix::io::dup(rustix::stdio::stdin());
-    match stdin {
+    Ok(match stdin {
         Ok(stdin) => Input::Stream(Box::new(std::fs::File::from(stdin))),
         Err(_) => Input::Stream(Box::new(std::io::stdin())),
-    }
+    })
 }
 
 fn say(loaded: &Loaded, format: OutputFormat) -> anyhow::Result<()> {
     if format == OutputFormat::Json {
-        let names: Vec<String> = loaded.names.iter().map(ToString::to_string).collect();
-        let line = serde_json::json!({ "ID": loaded.id.to_string(), "Names": names });
-        return super::say(format_args!("{line}"));
+        return say_image(&loaded.id, &loaded.names);
     }
     if loaded.names.is_empty() {
         return super::say(format_args!("Loaded image ID: {}", loaded.id));

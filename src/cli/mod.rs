@@ -6,6 +6,7 @@ mod daemon;
 mod df;
 mod diff;
 mod exit;
+mod gc;
 mod history;
 mod images;
 mod import;
@@ -80,7 +81,7 @@ enum Command {
     /// Tell what images take, by themselves and together
     Df(df::Args),
     /// Remove what no image uses
-    Gc(rmi::GcArgs),
+    Gc(gc::Args),
     /// Check that layers on disk are what their digests say
     Verify(verify::Args),
     /// Mount an image, or directories, as one tree
@@ -137,7 +138,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tag(args) => tag::run(&root()?, &args),
         Command::Rmi(args) => rmi::run(&root()?, &args),
         Command::Df(args) => df::run(&root()?, &args),
-        Command::Gc(args) => rmi::gc(&root()?, &args),
+        Command::Gc(args) => gc::run(&root()?, &args),
         Command::Verify(args) => verify::run(&root()?, &args),
         Command::Mount(args) => mount::run(&root()?, args),
         Command::Umount(args) => umount::run(&args),

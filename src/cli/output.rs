@@ -2,6 +2,9 @@
 
 use clap::ValueEnum;
 
+use crate::store::digest::ImageId;
+use crate::store::reference::Name;
+
 /// How a result is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum OutputFormat {
@@ -16,6 +19,13 @@ pub(super) enum OutputFormat {
 pub(super) const NONE: &str = "<none>";
 /// Digits of a shortened ID.
 pub(super) const SHORT_ID: usize = 12;
+
+/// Prints a JSON object that tells of an image that was read or written.
+pub(super) fn say_image(id: &ImageId, names: &[Name]) -> anyhow::Result<()> {
+    let names: Vec<String> = names.iter().map(Name::to_string).collect();
+    let line = serde_json::json!({ "ID": id.to_string(), "Names": names });
+    super::say(format_args!("{line}"))
+}
 
 /// Prints rows under headings, three spaces between columns.
 pub(super) fn table<const N: usize>(

@@ -1,8 +1,8 @@
-//! `plyfs rmi` and `plyfs gc`.
+//! `plyfs rmi`.
 
 use std::path::Path;
 
-use super::output::{OutputFormat, human_size};
+use super::output::OutputFormat;
 use crate::store::Store;
 use crate::store::garbage::Removed;
 
@@ -20,33 +20,14 @@ pub(super) struct Args {
     format: OutputFormat,
 }
 
-/// Arguments of `plyfs gc`.
-#[derive(Debug, clap::Args)]
-pub(super) struct GcArgs {
-    /// How to print
-    #[arg(long, value_enum, default_value_t)]
-    format: OutputFormat,
-}
-
 /// Runs `plyfs rmi`.
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let store = Store::open(root)?;
     super::for_each(&args.images, |image| say(&store.remove_image(image, args.force)?, args.format))
 }
 
-/// Runs `plyfs gc`.
-pub(super) fn gc(root: &Path, args: &GcArgs) -> anyhow::Result<()> {
-    let removed = Store::open(root)?.collect_garbage()?;
-    say(&removed, args.format)?;
-    match args.format {
-        OutputFormat::Table => {
-            super::say(format_args!("Total reclaimed space: {}", human_size(removed.bytes)))
-        }
-        OutputFormat::Json => Ok(()),
-    }
-}
-
-fn say(removed: &Removed, format: OutputFormat) -> anyhow::Result<()> {
+/// Tells what went.
+pub(super) fn say(removed: &Removed, format: OutputFormat) -> anyhow::Result<()> {
     let images = removed.images.iter().map(ToString::to_string);
     let deleted: Vec<String> =
         images.chain(removed.chains.iter().map(ToString::to_string)).collect();

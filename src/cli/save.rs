@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use super::output::say_image;
 use crate::archive::{self, SaveCompression, SaveFormat, SaveOptions, Target};
 use crate::store::Store;
 use crate::store::digest::ImageId;
@@ -20,25 +21,43 @@ pub(super) struct Args {
     /// Write here instead of to stdout; with --format oci a new or empty folder
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
-    /// What to write
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    /// What to write (default: docker-archive), and how to print what was written; may be given for
+    /// both
+    #[arg(long, value_enum)]
+    format: Vec<Format>,
     /// How to compress layers; default: as they were, if they were loaded with --keep-blobs and go
     /// into an OCI archive or layout, else not
     #[arg(long, value_enum)]
     compression: Option<Compression>,
 }
 
-/// [`SaveFormat`] on the command line.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+/// [`SaveFormat`] and [`OutputFormat`](super::output::OutputFormat) on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
     /// What docker save writes
-    #[default]
     DockerArchive,
     /// A tar of an OCI image layout
     OciArchive,
     /// A folder: an OCI image layout
     Oci,
+    /// Print a JSON object for each image
+    Json,
+}
+
+impl Args {
+    fn save_format(&self) -> SaveFormat {
+        let mut kinds = self.format.iter().rev().filter_map(|format| match format {
+            Format::DockerArchive => Some(SaveFormat::DockerArchive),
+            Format::OciArchive => Some(SaveFormat::OciArchive),
+            Format::Oci => Some(SaveFormat::Oci),
+            Format::Json => None,
+        });
+        kinds.next().unwrap_or(SaveFormat::DockerArchive)
+    }
+
+    fn prints_json(&self) -> bool {
+        self.format.contains(&Format::Json)
+    }
 }
 
 /// [`SaveCompression`] on the command line.
@@ -59,17 +78,16 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     // Nobody removes them meanwhile.
     let _held = images.iter().map(|(id, _)| store.hold_image(id)).collect::<Result<Vec<_>, _>>()?;
     let options = SaveOptions {
-        format: match args.format {
-            Format::DockerArchive => SaveFormat::DockerArchive,
-            Format::OciArchive => SaveFormat::OciArchive,
-            Format::Oci => SaveFormat::Oci,
-        },
+        format: args.save_format(),
         compression: args.compression.map(|compression| match compression {
             Compression::None => SaveCompression::None,
             Compression::Gzip => SaveCompression::Gzip,
             Compression::Zstd => SaveCompression::Zstd,
         }),
     };
+    if args.prints_json() && args.output.is_none() {
+        bail!("--format json prints where the archive would go: give --output");
+    }
     match (&args.output, options.format) {
         (Some(dir), SaveFormat::Oci) => save_folder(&store, &images, options, dir),
         (None, SaveFormat::Oci) => bail!("--format oci writes a folder: give --output DIR"),
@@ -81,6 +99,10 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
             let stdout = BufWriter::with_capacity(1 << 17, std::io::stdout().lock());
             Ok(archive::save(&store, &images, options, Target::Archive(Box::new(stdout)))?)
         }
+    }?;
+    match args.prints_json() {
+        true => images.iter().try_for_each(|(id, names)| say_image(id, names)),
+        false => Ok(()),
     }
 }
 

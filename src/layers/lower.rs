@@ -106,6 +106,8 @@ const MIN_SHARED: usize = 4;
 /// A private mount of a directory that all layers lie in.
 struct SharedMount {
     mount: OwnedFd,
+    /// The mount that it is a copy of.
+    of_mount: u64,
     directory: PathBuf,
     layers: Vec<Place>,
 }
@@ -113,6 +115,7 @@ struct SharedMount {
 /// Where a layer lies, and what it is.
 struct Place {
     path: PathBuf,
+    mount: u64,
     device: u64,
     inode: u64,
 }
@@ -129,14 +132,19 @@ impl SharedMount {
         while !layers.iter().all(|layer| layer.path.starts_with(directory)) {
             directory = directory.parent()?;
         }
-        let mount = sys::open_dir(directory).and_then(|dir| sys::clone_mount(dir.as_fd())).ok()?;
+        let dir = sys::open_dir(directory).ok()?;
+        let of_mount = sys::mount_id(dir.as_fd()).ok()?;
+        let mount = sys::clone_mount(dir.as_fd()).ok()?;
         let directory = directory.to_owned();
-        Some(Self { mount, directory, layers })
+        Some(Self { mount, of_mount, directory, layers })
     }
 
     /// Opens a layer; none if it is not there, for something is mounted on the way to it.
     fn open(&self, n: usize) -> Option<OwnedFd> {
         let layer = &self.layers[n];
+        if layer.mount != self.of_mount {
+            return None;
+        }
         let below = layer.path.strip_prefix(&self.directory).ok()?.as_os_str().as_bytes();
         let root = sys::open_beneath(self.mount.as_fd(), below, sys::O_DIRECTORY).ok()?;
         let stat = sys::fstat(&root).ok()?;
@@ -147,10 +155,10 @@ impl SharedMount {
 impl Place {
     fn of(path: &Path) -> sys::Result<Self> {
         let dir = sys::open_dir(path)?;
-        let stat = sys::fstat(&dir)?;
+        let (stat, mount) = (sys::fstat(&dir)?, sys::mount_id(dir.as_fd())?);
         let path = rustix::fs::readlink(sys::proc_path(dir.as_fd()), Vec::new())?;
         let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
-        Ok(Self { path, device: stat.dev, inode: stat.ino })
+        Ok(Self { path, mount, device: stat.dev, inode: stat.ino })
     }
 }
 

@@ -132,6 +132,7 @@ impl Overlay {
                 added.map_err(written).context("write", b"the index")?;
                 for (n, found) in names.into_iter().enumerate() {
                     match found.stat.kind() == FileType::Directory {
+                        true if below.len() >= MAX_HELD => return Ok(false),
                         true => below.push((found.inode, first + n as u32)),
                         false => self.release(found.inode),
                     }
@@ -139,9 +140,6 @@ impl Overlay {
                 if dir.ino != self.root.ino {
                     self.release(dir);
                 }
-            }
-            if below.len() > MAX_HELD {
-                return Ok(false);
             }
             next = below;
         }

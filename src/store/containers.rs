@@ -163,7 +163,7 @@ impl Store {
         for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
             let path = entry.map_err(io_error("read", &dir))?.path();
             match read_container(&path) {
-                Err(_) if !path.exists() => {} // removed meanwhile
+                Err(_) if !path.join("upper").is_dir() => {} // removed meanwhile, or none
                 container => containers.push(container),
             }
         }

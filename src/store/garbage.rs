@@ -15,7 +15,7 @@ use super::digest::{ChainId, DiffId, Digest, ImageId};
 use super::layer_files::LayerFiles;
 use super::reference::Name;
 use super::staging::remove_all;
-use super::{Error, Result, Staging, Store, StoreLock, io_error};
+use super::{Error, Result, Staging, Store, io_error};
 
 /// What was removed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Store {
     ///
     /// # Errors
     /// `ImageInUse` if a container or a mount uses it, `SeveralNames` if it is asked for by an ID
-    /// and has several names (unless `force`).
+    /// and has names in several repositories (unless `force`).
     pub fn remove_image(&self, asked: &str, force: bool) -> Result<Removed> {
         let trash = self.staging()?;
         let lock = self.lock()?;
@@ -61,7 +61,7 @@ impl Store {
                 removed.names.push(name);
                 return Ok(removed);
             }
-            None if names.len() > 1 && !force => {
+            None if has_several_repositories(&names) && !force => {
                 let names: Vec<String> = names.iter().map(Name::to_string).collect();
                 let (image, names) = (asked.to_owned(), names.join(", "));
                 return Err(Error::SeveralNames { image, names });
@@ -69,16 +69,19 @@ impl Store {
             _ => {}
         }
         let _held = self.claim_locked(&id, asked)?;
+        let used = self.used(Some(&id))?;
         removed.names = names;
-        // Its names end with it (see `read_repositories`); they go last, for a full disk takes no list.
+        // Its names end with it (see `read_repositories`).
         let path = self.image_path(&id);
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
         removed.images.push(id);
-        self.sweep_locked(&lock, &trash, &mut removed)?;
+        self.sweep_locked(&used, &trash, &mut removed)?;
+        let untagged = self.untag_locked(&[]);
         drop(lock);
         drop(trash);
-        let _lock = self.lock()?;
-        if !removed.names.is_empty() {
+        if untagged.is_err() {
+            // The disk was full.
+            let _lock = self.lock()?;
             self.untag_locked(&[])?;
         }
         Ok(removed)
@@ -92,7 +95,8 @@ impl Store {
         let trash = self.staging()?;
         let lock = self.lock()?;
         let mut removed = Removed::default();
-        self.sweep_locked(&lock, &trash, &mut removed)?;
+        self.sweep_locked(&self.used(None)?, &trash, &mut removed)?;
+        self.untag_locked(&[])?;
         drop(lock);
         empty(&trash)?;
         Ok(removed)
@@ -107,7 +111,15 @@ impl Store {
             Ok(container) if container.image_id != *id => None,
             other => Some(other),
         });
-        let container = container.transpose()?;
+        let container = container.transpose().map_err(|error| match error {
+            Error::Damaged { path, reason } => {
+                let reason = format!(
+                    "{reason}: it may be upon this image; if it is of no use, remove its directory"
+                );
+                Error::Damaged { path, reason }
+            }
+            error => error,
+        })?;
         if let Some(container) = container {
             let name = container.name;
             return Err(in_use(format!("writable layer {name} is upon it (plyfs rm {name})")));
@@ -123,9 +135,10 @@ impl Store {
         }
     }
 
-    fn used(&self) -> Result<Used> {
+    /// What images use, but for one that goes.
+    fn used(&self, except: Option<&ImageId>) -> Result<Used> {
         let mut used = Used::default();
-        for id in self.image_ids()? {
+        for id in self.image_ids()?.into_iter().filter(|id| Some(id) != except) {
             let chains = self.chain_ids(&id)?;
             if let Some(top) = chains.last()
                 && self.inherited(top)?.is_some()
@@ -147,7 +160,7 @@ impl Store {
 
     /// Bytes of all kept blobs, and of those that no image has.
     pub(super) fn kept_bytes(&self) -> Result<(u64, u64)> {
-        let used = self.used()?.blobs;
+        let used = self.used(None)?.blobs;
         let (mut all, mut unused) = (0, 0);
         for (name, path) in entries(&self.blobs_dir())? {
             let size = fs::metadata(&path).map_or(0, |meta| meta.len());
@@ -158,14 +171,8 @@ impl Store {
         Ok((all, unused))
     }
 
-    /// Takes out of the store what nothing uses.
-    fn sweep_locked(
-        &self,
-        _lock: &StoreLock,
-        trash: &Staging,
-        removed: &mut Removed,
-    ) -> Result<()> {
-        let used = self.used()?;
+    /// Takes out of the store what nothing uses. The caller has the store's lock.
+    fn sweep_locked(&self, used: &Used, trash: &Staging, removed: &mut Removed) -> Result<()> {
         let pinned: HashSet<DiffId> = self.pinned_locked()?;
         let is_layer_used = |cache_id: &str| {
             let is_pinned =
@@ -201,7 +208,7 @@ impl Store {
                 discard(&path, trash, &format!("metadata-{name}"))?;
             }
         }
-        self.sweep_blobs(&used, &pinned, removed)
+        self.sweep_blobs(used, &pinned, removed)
     }
 
     fn sweep_blobs(
@@ -225,6 +232,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn has_several_repositories(names: &[Name]) -> bool {
+    names.iter().any(|name| name.repository() != names[0].repository())
 }
 
 /// Takes a directory away, whole, into the trash.

@@ -121,6 +121,8 @@ impl Store {
         added: &mut Vec<PathBuf>,
     ) -> Result<Vec<ImageId>> {
         let mut known = self.read_repositories()?;
+        // No image gets back the names that one had which is gone.
+        self.write_repositories(&known)?;
         let mut ids = Vec::new();
         for (config, _) in images {
             let id = ImageId(Digest::of(config));
@@ -335,9 +337,12 @@ impl Store {
         let known = self.read_repositories()?;
         let mut names = Vec::new();
         for (text, id) in known.repositories.values().flatten() {
-            let name = Name::parse(text).map_err(|e| self.damaged(&e))?;
-            let id = id.parse().map(ImageId).map_err(|e| self.damaged(&e))?;
-            names.push((name, id));
+            match (Name::parse(text), id.parse().map(ImageId)) {
+                (Ok(name), Ok(id)) => names.push((name, id)),
+                _ => {
+                    log::warn!("{}: {text:?}: {id:?}: no name", self.repositories_path().display())
+                }
+            }
         }
         Ok(names)
     }
@@ -359,7 +364,9 @@ impl Store {
     fn write_repositories(&self, known: &Repositories) -> Result<()> {
         let text = serde_json::to_vec(known).map_err(|e| self.damaged(&e))?;
         let path = self.repositories_path();
-        if fs::read(&path).is_ok_and(|known| known == text) {
+        let is_written =
+            fs::read(&path).map_or(known.repositories.is_empty(), |written| written == text);
+        if is_written {
             return Ok(());
         }
         self.write_atomically(&path, &text)?;
@@ -403,6 +410,12 @@ impl Store {
 fn nearest(asked: &str, names: &[(Name, ImageId)]) -> Option<String> {
     /// Similarity from 0 to 1 above which a guess helps more than it puzzles.
     const ALIKE: f64 = 0.8;
+    // What podman builds is localhost's.
+    let last = |text: &str| text.rsplit('/').next().unwrap_or_default().to_owned();
+    let same = |name: &Name| last(name.repository()) == asked || last(&name.to_string()) == asked;
+    if let Some((name, _)) = names.iter().find(|(name, _)| same(name)) {
+        return Some(name.to_string());
+    }
     let likeness = |name: &Name| {
         let whole = strsim::jaro_winkler(asked, &name.to_string());
         whole.max(strsim::jaro_winkler(asked, name.repository()))

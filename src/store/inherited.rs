@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
@@ -26,17 +26,18 @@ use crate::layers::{marks, path, private_xattr};
 use crate::sys::{self, Errno, Stat, TimeChange};
 
 impl Store {
-    /// Builds, at `at`, what the layers with these homes take from one another, the topmost first;
-    /// false if that is nothing. The caller syncs it. `lookups` are those that are left.
+    /// Builds what the layers with these homes take from one another, the topmost first, where `at`
+    /// says, which is only asked if that is anything; where it is. The caller syncs it. `lookups` are
+    /// those that are left.
     ///
     /// # Errors
     /// `BadLink` if a hard link leads to nothing that the layers have, `TooManyLookups`.
     pub(crate) fn build_inherited(
         &self,
         homes: &[PathBuf],
-        at: &Path,
+        at: &mut dyn FnMut() -> Result<PathBuf>,
         lookups: &Cell<u64>,
-    ) -> Result<bool> {
+    ) -> Result<Option<PathBuf>> {
         Stack::open(homes, lookups)?.build_inherited(at)
     }
 }
@@ -48,15 +49,16 @@ type File = (usize, Vec<u8>);
 type Links = BTreeMap<Vec<u8>, File>;
 
 impl Stack<'_> {
-    /// Builds the layer at `home`; false if there is nothing to put into it.
-    fn build_inherited(&self, home: &Path) -> Result<bool> {
+    /// Builds the layer, if there is anything to put into it.
+    fn build_inherited(&self, at: &mut dyn FnMut() -> Result<PathBuf>) -> Result<Option<PathBuf>> {
         let directories = self.inheriting_directories()?;
         let links = self.shown_links()?;
         if directories.is_empty() && links.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
+        let home = at()?;
         let diff = home.join("diff");
-        let make = fs::create_dir(home).and_then(|()| fs::create_dir(&diff));
+        let make = fs::create_dir(&home).and_then(|()| fs::create_dir(&diff));
         make.map_err(super::io_error("make", &diff))?;
         let root = sys::open_dir(&diff).map_err(failed("open", b"diff"))?;
         let directories_made = BTreeSet::from([Vec::new()]);
@@ -66,8 +68,8 @@ impl Stack<'_> {
         }
         built.links(&links)?;
         built.finish()?;
-        LayerFiles::new(home).write_size(built.size)?;
-        Ok(true)
+        LayerFiles::new(&home).write_size(built.size)?;
+        Ok(Some(home))
     }
 
     /// Directories that show what no tar lists, though one below does.

@@ -145,10 +145,20 @@ impl Store {
         let home = self.chain_path(&record.chain);
         // What a killed process has left of one is none.
         if self.check_chain(&record.chain, &record.diff).is_err() {
-            if home.exists() {
-                fs::remove_dir_all(&home).map_err(io_error("remove", &home))?;
+            if !home.exists() {
+                return fs::rename(built, &home).map_err(io_error("add", &home));
             }
-            return fs::rename(built, &home).map_err(io_error("add", &home));
+            // What another image says with it stays.
+            if record.has_inherited.is_none()
+                && let Ok(Some(text)) = self.inherited_text(&record.chain)
+            {
+                let path = built.join("inherited");
+                fs::write(&path, text).map_err(io_error("write", &path))?;
+            }
+            let cwd = rustix::fs::CWD;
+            let exchanged =
+                rustix::fs::renameat_with(cwd, built, cwd, &home, RenameFlags::EXCHANGE);
+            return exchanged.map_err(|errno| io_error("add", &home)(errno.into()));
         }
         match record.has_inherited {
             Some(has_inherited) => {

@@ -110,6 +110,11 @@ pub fn fstat(fd: impl AsFd) -> Result<Stat> {
     )?)
 }
 
+/// The ID of the mount that an open file was reached by (statx(2), STATX_MNT_ID).
+pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
 fn convert(x: rustix::fs::Statx) -> Result<Stat> {
     let time = |t: rustix::fs::StatxTimestamp| Timestamp { secs: t.tv_sec, nanos: t.tv_nsec };
     let has_btime = StatxFlags::from_bits_retain(x.stx_mask).contains(StatxFlags::BTIME);

@@ -275,7 +275,7 @@ fn a_layout_folder_and_a_pipe() {
     assert_eq!(place.load(&place.path("layout")), ["folder:1"]);
     let mut child = place
         .plyfs()
-        .args(["load", "-"])
+        .arg("load") // without a FILE it reads this
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

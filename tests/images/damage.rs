@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::archives::{Layer, Place, config, docker_files, gzip, oci_files, sha, tar_of};
+use crate::common::is_root;
 use crate::common::mounted::{fails, run};
 use crate::need_mount;
 
@@ -123,6 +124,10 @@ fn hard_links_xattrs_and_holes_are_verified() {
         .symlink("s", ".")
         .dir("d", 0o755)
         .hard_link("d/through", "s/a")
+        .file("unlisted/f", "")
+        .symlink("empty", "x")
+        .hard_link("to-empty", "empty")
+        .file("empty", "replaced")
         .more();
     let layer =
         layer.entry(tar::EntryType::Regular, b"GNUSparse.0/sparse", b"", 0o644, (0, 0), &data, pax);
@@ -151,6 +156,14 @@ fn hard_links_xattrs_and_holes_are_verified() {
         rustix::fs::setxattr(path, "user.evil", b"y", rustix::fs::XattrFlags::empty()).unwrap();
     });
     assert!(!good && told.contains("/a: the layer gives it no xattr user.evil"), "{told}");
+    let (place, home) = new();
+    assert!(verify(&place).0);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(home.join("unlisted"), mode).unwrap();
+    let (good, told) = verify(&place);
+    // An ordinary user's store has the mode in an xattr.
+    let is_told = told.contains("/unlisted: its mode is 0700");
+    assert_eq!((good, is_told), (!is_root(), is_root()), "{told}");
     let (place, home) = new();
     let (good, told) = keeping_times(&place, home.join("sparse"), &|path| {
         use std::os::unix::fs::FileExt;

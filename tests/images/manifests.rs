@@ -390,6 +390,17 @@ fn what_is_no_image_is_told() {
 }
 
 #[test]
+fn a_folder_of_skopeos_dir_transport() {
+    let place = Place::new();
+    let dir = place.path("made/dir");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("version"), "Directory Transport Version: 1.1\n").unwrap();
+    std::fs::write(dir.join("manifest.json"), "{}").unwrap();
+    let line = fails(place.plyfs().arg("load").arg(&dir));
+    assert!(line.contains("dir: transport") && line.contains("skopeo copy"), "{line}");
+}
+
+#[test]
 fn indexes_that_make_no_sense() {
     let layers = rich_layers();
     refused(&Layout::default().archive(&[]), "it lists no image");

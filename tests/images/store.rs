@@ -82,6 +82,19 @@ fn names_and_removal() {
     assert_eq!(plyfs(&["images", "-q"]), "");
 }
 
+#[test]
+fn names_of_one_repository_go_with_the_id() {
+    let (place, [base, one, _]) = two_images();
+    run(place.plyfs().args(["tag", "one:1", "one:2"]));
+    let id = sha(&config(&[base, one]));
+    let removed = run(place.plyfs().args(["rmi", &id[..12]]));
+    assert!(removed.starts_with("Untagged: one:1\nUntagged: one:2\nDeleted: "), "{removed}");
+    // Podman's names: the store knows them with their host.
+    run(place.plyfs().args(["tag", "two:1", "localhost/tree"]));
+    let line = fails(place.plyfs().args(["save", "tree", "-o"]).arg(place.path("out")));
+    assert!(line.contains("did you mean localhost/tree:latest"), "{line}");
+}
+
 /// An archive's names cannot stand for another image's ID.
 #[test]
 fn whole_ids_are_no_names() {
@@ -291,6 +304,28 @@ fn what_is_saved_loads_as_the_same_image() {
     assert!(full.contains("not empty"), "{full}");
     let nowhere = fails(place.plyfs().args(["save", "--format", "oci", "img:1"]));
     assert!(nowhere.contains("--output"), "{nowhere}");
+}
+
+#[test]
+fn save_tells_what_it_wrote() {
+    let (place, [base, one, _]) = two_images();
+    let save = |formats: &[&str]| {
+        let mut command = place.plyfs();
+        command.args(["save", "one:1"]);
+        for format in formats {
+            command.args(["--format", format]);
+        }
+        command
+    };
+    for formats in [&["json"][..], &["oci-archive", "json"]] {
+        let told = json_lines(&run(save(formats).arg("-o").arg(place.path("out"))));
+        let id = format!("sha256:{}", sha(&config(&[base.clone(), one.clone()])));
+        assert_eq!(told, [json!({ "ID": id, "Names": ["one:1"] })]);
+        let files = run(Command::new("tar").arg("tf").arg(place.path("out")));
+        let is_layout = files.lines().any(|file| file == "oci-layout");
+        assert_eq!(is_layout, formats.len() == 2, "{files}");
+    }
+    assert!(fails(save(&["json"]).stdout(Stdio::null())).contains("give --output"));
 }
 
 #[test]

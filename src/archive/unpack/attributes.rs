@@ -42,12 +42,18 @@ impl Later {
         Ok(Self { file, root: DirAttributes::default() })
     }
 
-    pub(super) fn note(&mut self, path: &[u8], attributes: DirAttributes) -> io::Result<()> {
+    /// Notes what a directory is to have; `again` if it was listed before.
+    pub(super) fn note(
+        &mut self,
+        path: &[u8],
+        attributes: DirAttributes,
+        again: bool,
+    ) -> io::Result<()> {
         if path.is_empty() {
             self.root = attributes;
             return Ok(());
         }
-        ciborium::into_writer(&(path, attributes), &mut self.file).map_err(io::Error::other)
+        ciborium::into_writer(&(path, attributes, again), &mut self.file).map_err(io::Error::other)
     }
 
     /// All of them, and the root's.
@@ -70,8 +76,8 @@ impl Later {
     }
 }
 
-/// A directory's path and attributes.
-type Noted = (Vec<u8>, DirAttributes);
+/// A directory's path and attributes, and whether it was listed before.
+type Noted = (Vec<u8>, DirAttributes, bool);
 
 /// Of a directory that no layer lists: root's, 0755, 1970.
 impl Default for DirAttributes {
@@ -194,6 +200,9 @@ impl Unpacker<'_> {
         let is_real = has_owner && (self.may_set_all || real_mode(mode, kind) == mode);
         if is_real || !self.keep(object, kind, &kept)? {
             match has_owner {
+                true if kind == FileType::Directory && mode & 0o100 == 0 && !self.may_set_all => {
+                    self.shut.insert(at.path.to_vec(), mode);
+                }
                 true => at.io("chmod", sys::chmod(object, mode))?,
                 false => self.leave_out(at, What::Owner)?,
             }
@@ -261,17 +270,23 @@ impl Unpacker<'_> {
         self.leave_out(at, What::Xattr(name))
     }
 
-    /// Sets what directories are to have: of one that was listed twice, what the last said. (The
-    /// attributes of one disturb no other's: who loads may enter it whatever its mode.)
+    /// Sets what directories are to have: of one that was listed twice, what the last said. The
+    /// attributes of one disturb no other's: what shuts who loads out comes last.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.replace_symlinks()?;
         let failed = |e| Error::io("read", "the attributes of directories", e);
         let (noted, root) = self.later.read().map_err(failed)?;
         for noted in noted {
-            let (path, attributes) = noted.map_err(failed)?;
-            self.set_directory(&path, &attributes)?;
+            let (path, attributes, again) = noted.map_err(failed)?;
+            self.set_directory(&path, &attributes, again)?;
         }
-        self.set_directory(b"", &root)
+        self.set_directory(b"", &root, false)?;
+        for (path, mode) in std::mem::take(&mut self.shut).into_iter().rev() {
+            let shut = sys::open_beneath(self.directories.root(), &path, sys::O_DIRECTORY)
+                .and_then(|dir| sys::chmod(dir.as_fd(), mode));
+            shut.map_err(|e| Error::io("chmod", path.escape_ascii(), e.into()))?;
+        }
+        Ok(())
     }
 
     /// Puts regular files in the place of symlinks that cannot have their owners; names of one
@@ -302,19 +317,23 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn set_directory(&mut self, path: &[u8], attributes: &DirAttributes) -> Result<()> {
+    fn set_directory(
+        &mut self,
+        path: &[u8],
+        attributes: &DirAttributes,
+        again: bool,
+    ) -> Result<()> {
         let fd = match sys::open_beneath(self.directories.root(), path, sys::O_DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()), // replaced since
             result => result.map_err(|e| Error::io("open", path.escape_ascii(), e.into()))?,
         };
         let at = Place { dir: fd.as_fd(), name: b"", path };
-        let listed = match sys::list_xattrs(fd.as_fd()) {
-            Err(Errno::OPNOTSUPP) => Vec::new(),
-            listed => at.io("list xattrs of", listed)?,
-        };
-        // What an earlier entry gave it.
-        for name in private_xattr::names(&listed).filter(|name| !is_label(name)) {
-            at.io("remove an xattr of", sys::remove_xattr(fd.as_fd(), name))?;
+        if again {
+            // What an earlier entry gave it.
+            let listed = at.io("list xattrs of", sys::list_xattrs(fd.as_fd()))?;
+            for name in private_xattr::names(&listed).filter(|name| may_be_given(name)) {
+                at.io("remove an xattr of", sys::remove_xattr(fd.as_fd(), name))?;
+            }
         }
         let DirAttributes { mode, owner, mtime: (secs, nanos), ref xattrs } = *attributes;
         let time = Timestamp { secs, nanos };
@@ -349,9 +368,17 @@ impl Unpacker<'_> {
     }
 }
 
-/// Whether an xattr is a label that the kernel gives by itself.
-pub(crate) fn is_label(name: &[u8]) -> bool {
-    const LABELS: [&[u8]; 4] =
-        [b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
-    LABELS.iter().any(|label| name.starts_with(label))
+/// Whether an image may give this xattr: not if it is a label that the kernel gives by itself, or a
+/// filesystem's own (`system.nfs4_acl`, `lustre.lov`).
+pub(crate) fn may_be_given(name: &[u8]) -> bool {
+    const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
+    const LABELS: [&[u8]; 5] = [
+        b"security.selinux",
+        b"security.SMACK64",
+        b"security.ima",
+        b"security.evm",
+        b"trusted.lov",
+    ];
+    let begins = |prefix: &&[u8]| name.starts_with(prefix);
+    NAMESPACES.iter().any(begins) && !LABELS.iter().any(begins)
 }

@@ -32,7 +32,7 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-pub(crate) use attributes::is_label;
+pub(crate) use attributes::may_be_given;
 use attributes::{DirAttributes, Later};
 use directories::{Directories, Directory};
 pub use left_out::LeftOut;
@@ -56,6 +56,8 @@ struct Unpacker<'a> {
     later: Later,
     /// Symlinks that are to be regular files that stand for them, by their real paths.
     symlinks: BTreeMap<Vec<u8>, Entry>,
+    /// Directories that shut out who loads, with their modes.
+    shut: BTreeMap<Vec<u8>, u32>,
     /// Directories that the tar did not list yet.
     implied: BTreeSet<Vec<u8>>,
     /// Files that stand for hard links into layers below, and their targets.
@@ -84,6 +86,7 @@ pub(super) fn unpack(input: &mut dyn Read, home: &Path, limits: Limits) -> Resul
         directories: Directories::new(root),
         later: Later::new(home).map_err(failed)?,
         symlinks: BTreeMap::new(),
+        shut: BTreeMap::new(),
         implied: BTreeSet::from([Vec::new()]),
         links: BTreeMap::new(),
         replaced: replaced::Keeper::new(home),
@@ -172,7 +175,7 @@ impl Unpacker<'_> {
             return Err(Error::entry(&entry.path, "the root is not a directory"));
         }
         self.implied.remove(&b""[..]);
-        self.set_later(b"", DirAttributes::of(entry))
+        self.set_later(b"", DirAttributes::of(entry), false)
     }
 
     /// The directory under this path: symlinks are followed inside the layer, and what is missing
@@ -188,7 +191,7 @@ impl Unpacker<'_> {
         self.make_directory(&at)?;
         self.check_listed()?;
         self.implied.insert(real.clone());
-        self.set_later(&real, DirAttributes::default())?;
+        self.set_later(&real, DirAttributes::default(), false)?;
         let fd = at.io("open", sys::open_at(at.dir, name, sys::O_DIRECTORY))?;
         Ok(self.directories.keep(path, Directory { fd, path: real }))
     }
@@ -201,22 +204,24 @@ impl Unpacker<'_> {
     }
 
     fn add_directory(&mut self, at: &Place<'_>, entry: &Entry) -> Result<()> {
-        self.make_directory(at)?;
-        self.implied.remove(at.path);
-        self.set_later(at.path, DirAttributes::of(entry))
+        let is_new = self.make_directory(at)?;
+        let was_implied = self.implied.remove(at.path);
+        self.set_later(at.path, DirAttributes::of(entry), !is_new && !was_implied)
     }
 
-    fn set_later(&mut self, path: &[u8], attributes: DirAttributes) -> Result<()> {
-        let noted = self.later.note(path, attributes);
+    fn set_later(&mut self, path: &[u8], attributes: DirAttributes, again: bool) -> Result<()> {
+        let noted = self.later.note(path, attributes, again);
         noted.map_err(|e| Error::io("note the attributes of", path.escape_ascii(), e))
     }
 
-    fn make_directory(&mut self, at: &Place<'_>) -> Result<()> {
+    /// Makes a directory, unless it is there; whether it was made.
+    fn make_directory(&mut self, at: &Place<'_>) -> Result<bool> {
         // Through symlinks, short paths may lead deep.
         let depth = at.path.split(|b| *b == b'/').count() as u64;
         self.limits.check(Name::Depth, depth)?;
-        let made = self.make(at, |at| rustix::fs::mkdirat(at.dir, at.name, Mode::RWXU), true);
-        at.io("make directory", made?)
+        let make = |at: &Place<'_>| rustix::fs::mkdirat(at.dir, at.name, Mode::RWXU).map(|()| true);
+        let made = self.make(at, make, true)?;
+        at.io("make directory", made)
     }
 
     /// Makes an object; one of that name that is there already goes, but for a directory that
