@@ -166,7 +166,7 @@ fn command_lines() {
         let line = fails(plyfs().args(*args).env("PLYFS_ROOT", m.path("store")));
         assert!(line.contains(expected), "{args:?}: {line}");
     }
-    for args in [&["lod"][..], &["mount", "--loer", "x"], &[], &["load"]] {
+    for args in [&["lod"][..], &["mount", "--loer", "x"], &[], &["rmi"]] {
         let output = plyfs().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
