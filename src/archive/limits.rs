@@ -30,9 +30,9 @@ pub const RATIO_FREE: u64 = 64 << 20;
 pub const MAX_IMAGES: u64 = 1000;
 /// Names of all images of one archive.
 pub const MAX_NAMES: u64 = 10_000;
-/// Look-ups in single layers for what a stack's layers take from those below, 32 levels of
-/// directories counting as one more: each hard link into a layer below and each directory that no
-/// tar lists is looked up in every layer.
+/// Look-ups in single layers for what a stack's layers take from those below: each hard link into a
+/// layer below and each directory that no tar lists is looked up in every layer. 32 levels of
+/// directories count as one more, and each listed path, which is held in memory, as two.
 pub const MAX_LOOKUPS: u64 = 1_000_000;
 
 /// Which limit.

@@ -19,6 +19,8 @@ use crate::sys::{self, Errno, FileType, Stat};
 
 /// Inodes that are held at a time while an index is made.
 const MAX_HELD: usize = 100_000;
+/// Bytes of a directory, in all layers, that may hold more names than that.
+const MAX_SIZE: u64 = 4 << 20;
 
 /// An index, and the devices that its layers lie on.
 #[derive(Debug)]
@@ -148,6 +150,17 @@ impl Overlay {
 
     /// All that is in a directory, sorted by name; `None` if something is not the layer's own.
     fn looked_at(&self, dir: &Arc<Inode>, devices: &[u64]) -> Result<Option<Vec<Found>>> {
+        let parts = match &dir.state.read().below {
+            Below::Directories(parts) => parts.clone(),
+            Below::File(_) | Below::Nothing => Default::default(),
+        };
+        let mut size = 0;
+        for part in parts.iter() {
+            size += sys::fstat(&*self.lower_dir(part)?).context("stat", &part.path)?.size;
+        }
+        if size > MAX_SIZE {
+            return Ok(None);
+        }
         let names: Vec<listing::Entry> =
             self.listing(dir)?.after(0).map(|(_, entry)| entry.clone()).collect();
         if names.len() > MAX_HELD {

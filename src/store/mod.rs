@@ -28,7 +28,7 @@ mod inherited;
 pub mod layer_files;
 pub mod layers;
 pub mod reference;
-mod stack;
+pub(crate) mod stack;
 mod stack_index;
 mod staging;
 pub mod usage;

@@ -11,6 +11,8 @@ use super::{Error, Result};
 use crate::layers::{marks, path};
 use crate::sys::{self, Errno, FileType, Ignoring, Stat};
 
+/// What is listed is held in memory: each path costs as much as so many look-ups.
+pub(crate) const LISTED: u64 = 2;
 /// So many levels of directories cost as much as one look-up more.
 const LEVELS: u64 = 32;
 
@@ -33,15 +35,17 @@ pub(super) struct Stack<'a> {
 impl<'a> Stack<'a> {
     /// The layers with these homes, the topmost first. `lookups` are those that are left.
     pub(super) fn open(homes: &[PathBuf], lookups: &'a Cell<u64>) -> Result<Self> {
-        let open = |home: &PathBuf| -> Result<Layer> {
+        let mut stack = Self { layers: Vec::with_capacity(homes.len()), lookups };
+        for home in homes {
             let files = LayerFiles::new(home);
             let path = files.diff();
             let root = sys::open_dir(&path);
             let root = root.map_err(failed("open", path.as_os_str().as_bytes()))?;
-            let implied = files.implied()?.into_iter().collect();
-            Ok(Layer { root, implied, links: files.links()? })
-        };
-        Ok(Self { layers: homes.iter().map(open).collect::<Result<_>>()?, lookups })
+            let (implied, links) = (files.implied()?, files.links()?);
+            stack.count(LISTED * (implied.len() + links.len()) as u64)?;
+            stack.layers.push(Layer { root, implied: implied.into_iter().collect(), links });
+        }
+        Ok(stack)
     }
 
     fn count(&self, lookups: u64) -> Result<()> {

@@ -78,7 +78,7 @@ fn names_and_lookups() {
     files.push(("manifest.json".into(), names.replace("\"x:1\"", "\"x:1\",\"y:1\"").into_bytes()));
     let image = tar_of(&files);
     // A look-up for each link in both layers, for what it leads to and whether it shows.
-    for (name, enough, few) in [("names", 2, 1), ("lookups", 300, 50)] {
+    for (name, enough, few) in [("names", 2, 1), ("lookups", 600, 50)] {
         let (_place, mut command) = load(&image, &format!("{name}={enough}"));
         assert_eq!(run(&mut command), "Loaded image: x:1\nLoaded image: y:1\n", "{name}");
         let (_place, mut command) = load(&image, &format!("{name}={few}"));

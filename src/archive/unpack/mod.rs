@@ -45,6 +45,7 @@ use super::tar_split::{self, Crc, FilePiece};
 use super::{Error, Result};
 use crate::layers::{marks, path};
 use crate::store::layer_files::LayerFiles;
+use crate::store::stack::LISTED;
 use crate::sys::{self, Errno, FileType};
 
 /// Bytes of a file that are read and written at a time.
@@ -200,7 +201,7 @@ impl Unpacker<'_> {
     /// entries list.
     fn check_listed(&self) -> Result<()> {
         let listed = self.implied.len() + self.links.len() + self.symlinks.len();
-        self.limits.check(Name::Lookups, listed as u64)
+        self.limits.check(Name::Lookups, LISTED * listed as u64)
     }
 
     fn add_directory(&mut self, at: &Place<'_>, entry: &Entry) -> Result<()> {
