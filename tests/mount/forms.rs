@@ -162,6 +162,45 @@ fn a_mountpoint_inside_its_own_lower() {
     assert!(told.contains(" f") && (told.contains(" in") || !is_root()), "{told}");
 }
 
+/// Many layers share one private mount: what is mounted on one is that layer, what is mounted inside
+/// one, or where they all lie, is none of it.
+#[test]
+fn mounts_on_and_inside_many_layers() {
+    need_mount!();
+    if !is_root() {
+        return eprintln!("skipped: it takes root");
+    }
+    struct Undo(Vec<String>);
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            for at in self.0.iter().rev() {
+                sh(&format!("umount -l '{at}'"));
+            }
+        }
+    }
+    let mut m = Mount::unmounted(&["in/a=1", "hidden=2", "c=3", "d=4", "e=5"]);
+    let other = m.path("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("b"), "from another mount").unwrap();
+    let [inside, on] =
+        [m.lower(0).join("in"), m.lower(1).to_owned()].map(|at| at.display().to_string());
+    let mut undo = Undo(Vec::new());
+    sh(&format!("mount -t tmpfs inside '{inside}'"));
+    undo.0.push(inside.clone());
+    std::fs::write(format!("{inside}/stranger"), "").unwrap();
+    // On the same filesystem: inode and device alone do not tell the two apart.
+    sh(&format!("mount --bind '{}' '{on}'", other.display()));
+    undo.0.push(on);
+    m.mount();
+    let expected = ["b=from another mount", "c=3", "d=4", "e=5", "in/", "in/a=1"];
+    assert_eq!(tell(&m.merged()), expected);
+    m.sh("echo more >> in/a; echo more >> b");
+    m.remount();
+    let expected = ["b=from another mountmore\\n", "c=3", "d=4", "e=5", "in/", "in/a=1more\\n"];
+    assert_eq!(tell(&m.merged()), expected);
+    m.unmount();
+}
+
 #[test]
 fn a_union_as_a_layer_of_a_union() {
     need_mount!();
