@@ -112,6 +112,16 @@ fn docker_v1() {
     assert_eq!(loaded, ["host:5/x:y", "old:1", "old:2", "old:low"]);
     let (all, low) = (flatten(&layers), flatten(&layers[..1]));
     place.come_back(&[("old:2", &all, "several"), ("old:low", &low, "a part of the layers")]);
+    // Layers that several images have are hashed once, and count once.
+    let bytes = |n: usize| format!("bytes={n}");
+    let total = layers.iter().map(Vec::len).sum();
+    Place::new().load_with(&["--limit", &bytes(total)], &place.write("image", &archive));
+    let fails_at = |limit: &str| {
+        let image = place.write("image", &archive);
+        fails(Place::new().plyfs().args(["load", "--limit", limit]).arg(image))
+    };
+    assert!(fails_at(&bytes(total - 1)).contains("limit bytes="));
+    assert!(fails_at("layers=2").contains("limit layers=2"));
     let history = run(place.plyfs().args(["history", "old:1"]));
     assert!(history.contains("step 2") && history.contains("step 0"), "{history}");
     // A v1.2 archive has the v1 form too, which is not asked.

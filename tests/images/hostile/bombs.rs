@@ -182,6 +182,15 @@ fn many_attributes_in_a_global_header() {
     });
 }
 
+/// A map is of one file: each entry after it would take as much memory.
+#[test]
+fn a_sparse_map_in_a_global_header() {
+    let map = TarEntry::new(b'g', "global").data(pax_record(b"GNU.sparse.map", b"0,1,2,3"));
+    for_each_user(|arena| {
+        arena.attack("global", &[vec![map.clone(), file("f")]]).refused("sparse map");
+    });
+}
+
 /// Each extended header is small enough; there are many before one entry.
 #[test]
 fn headers_that_add_up() {
