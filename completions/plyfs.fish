@@ -117,6 +117,8 @@ rich\t'Private xattrs too: directories are renamed, and attributes changed, with
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l io -d 'Who reads and writes the data: the daemon, with the kernel\'s cache, or the kernel itself' -r -f -a "auto\t'What is fastest for most: cache'
 cache\t'Opening and closing asks nobody; the daemon reads and writes'
 passthrough\t'Opening asks the daemon; the kernel reads and writes (root, Linux 6.9)'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l idle -d 'What processors do while they wait for a request' -r -f -a "sleep\t'As the system does'
+poll\t'Poll while requests follow one another closely: faster, and takes power (root)'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l root -d 'The image store [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs otherwise]' -r -F
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l read-only -d 'No writable layer'
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l volatile -d 'Do not sync what is copied up: a crash of the machine may lose changes'

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
-use crate::fuse::{Allow, Io, MountConfig, MountFlag};
+use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag};
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::{Store, image_ownership};
 
@@ -47,6 +47,9 @@ pub(super) struct Args {
     /// Who reads and writes the data: the daemon, with the kernel's cache, or the kernel itself
     #[arg(long, value_name = "MODE", default_value = "auto")]
     io: IoMode,
+    /// What processors do while they wait for a request
+    #[arg(long, value_name = "MODE", default_value = "sleep")]
+    idle: IdleMode,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -68,6 +71,24 @@ impl From<IoMode> for Io {
         match mode {
             IoMode::Auto | IoMode::Cache => Self::Cache,
             IoMode::Passthrough => Self::Passthrough,
+        }
+    }
+}
+
+/// [`Idle`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum IdleMode {
+    /// As the system does
+    Sleep,
+    /// Poll while requests follow one another closely: faster, and takes power (root)
+    Poll,
+}
+
+impl From<IdleMode> for Idle {
+    fn from(mode: IdleMode) -> Self {
+        match mode {
+            IdleMode::Sleep => Self::Sleep,
+            IdleMode::Poll => Self::Poll,
         }
     }
 }
@@ -177,7 +198,12 @@ fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -
     Plan {
         options,
         mountpoint: mountpoint.to_owned(),
-        config: MountConfig { io: args.io.into(), checks_permissions, ..config },
+        config: MountConfig {
+            io: args.io.into(),
+            idle: args.idle.into(),
+            checks_permissions,
+            ..config
+        },
         foreground: args.foreground,
         holds: None,
     }

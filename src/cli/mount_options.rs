@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::fuse::{Allow, Io, MountFlag};
+use crate::fuse::{Allow, Idle, Io, MountFlag};
 use crate::layers::override_stat::OverrideXattr;
 use crate::overlay::{Atime, Overrides, Ownership, UpperForm};
 
@@ -40,6 +40,7 @@ pub(super) struct Options {
     pub(super) threads: Option<usize>,
     pub(super) max_write: Option<u32>,
     pub(super) io: Io,
+    pub(super) idle: Idle,
     pub(super) foreground: bool,
     pub(super) debug: bool,
     /// Options that have no meaning here, to be warned of.
@@ -277,6 +278,13 @@ impl Options {
                     "auto" | "cache" => Io::Cache,
                     "passthrough" => Io::Passthrough,
                     other => bail!("io is auto, cache or passthrough, not {other}"),
+                }
+            }
+            "idle" => {
+                self.idle = match value.text()?.as_str() {
+                    "sleep" => Idle::Sleep,
+                    "poll" => Idle::Poll,
+                    other => bail!("idle is sleep or poll, not {other}"),
                 }
             }
             // What is written is cached by the kernel in any case, and passed on at once.

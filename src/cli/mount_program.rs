@@ -81,6 +81,7 @@ fn config(args: &[OsString], source: String, options: &Options) -> MountConfig {
     config.threads = options.threads.unwrap_or(config.threads);
     config.max_write = options.max_write;
     config.io = options.io;
+    config.idle = options.idle;
     config.xattrs = !options.no_xattrs;
     config
 }

@@ -5,6 +5,7 @@
 //! - [`unmount`]: detach a mountpoint
 
 mod attach;
+mod awake;
 mod beside;
 mod convert;
 mod opens;
@@ -22,10 +23,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub use attach::{MountFlag, unmount};
+use awake::Awake;
 use ops::Ops;
 pub use stats::STATS_XATTR;
 
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Stale};
 use crate::sys::{self, Errno, MountEntry, MountNamespace};
 
 /// The filesystem type in /proc/mounts.
@@ -63,6 +65,9 @@ pub enum Error {
         "io=passthrough takes Linux 6.9 with FUSE_PASSTHROUGH, and root (CAP_SYS_ADMIN in the first user namespace)"
     )]
     NoPassthrough,
+    /// The kernel does not let the caller keep processors awake.
+    #[error("idle=poll takes root, who may write to /dev/cpu_dma_latency: {0}")]
+    NoPolling(io::Error),
     /// The mountpoint could not be detached.
     #[error("unmount {path}: {message}")]
     Unmount {
@@ -94,6 +99,17 @@ pub enum Io {
     Passthrough,
 }
 
+/// What processors do while they wait for a request or its reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// As the system does: they sleep.
+    #[default]
+    Sleep,
+    /// All poll while requests follow one another closely, which takes power, and a third of the
+    /// time for a request.
+    Poll,
+}
+
 /// How a union is mounted.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -121,6 +137,8 @@ pub struct MountConfig {
     pub xattrs: bool,
     /// Who reads and writes.
     pub io: Io,
+    /// What waiting processors do.
+    pub idle: Idle,
 }
 
 impl MountConfig {
@@ -139,6 +157,7 @@ impl MountConfig {
             max_write: None,
             xattrs: true,
             io: Io::Cache,
+            idle: Idle::Sleep,
         }
     }
 }
@@ -186,13 +205,23 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     session_config.n_threads = Some(config.threads.max(1));
     session_config.clone_fd = true;
     let overlay = Arc::new(overlay);
-    let ops = Ops::new(Arc::clone(&overlay), config);
+    let awake = match config.idle {
+        Idle::Sleep => None,
+        Idle::Poll => Some(Awake::new().map_err(Error::NoPolling)?),
+    };
+    let ops = Ops::new(Arc::clone(&overlay), config, awake);
     let (session, auto_unmount) = attach::attach(ops, &mountpoint, config, session_config)?;
     let notifier = session.notifier();
-    overlay.watch_attrs(move |ino| {
-        let attributes_alone = -1;
+    // Times of access do not change for a kernel that mounted read-only.
+    let is_read_only = config.flags.contains(&MountFlag::ReadOnly);
+    overlay.watch(move |stale| {
+        let (ino, offset) = match stale {
+            Stale::Attributes(ino) => (ino, -1), // nothing of what pages hold
+            Stale::Listing(_) if is_read_only => return,
+            Stale::Listing(ino) => (ino, 0),
+        };
         // An inode that the kernel has forgotten has nothing to be told.
-        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), attributes_alone, 0) {
+        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
             log::debug!("tell the kernel of {}: {error}", ino.0);
         }
     });

@@ -20,6 +20,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow,
 };
 
+use super::awake::Awake;
 use super::beside::Beside;
 use super::convert;
 use super::opens::Opens;
@@ -51,6 +52,7 @@ pub(super) struct Ops {
     overlay: Arc<Overlay>,
     beside: Beside,
     stats: Stats,
+    awake: Option<Awake>,
     ttl: Duration,
     max_write: u32,
     xattrs: bool,
@@ -59,15 +61,23 @@ pub(super) struct Ops {
 }
 
 impl Ops {
-    pub(super) fn new(overlay: Arc<Overlay>, config: &MountConfig) -> Self {
+    pub(super) fn new(overlay: Arc<Overlay>, config: &MountConfig, awake: Option<Awake>) -> Self {
         Self {
             overlay,
             beside: Beside::default(),
             stats: Stats::default(),
+            awake,
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
             max_write: config.max_write.unwrap_or(MAX_WRITE),
             xattrs: config.xattrs,
             opens: (config.io == Io::Passthrough).then(Opens::default),
+        }
+    }
+
+    fn count(&self, request: Request) {
+        self.stats.count(request);
+        if let Some(awake) = &self.awake {
+            awake.note();
         }
     }
 
@@ -215,7 +225,7 @@ impl Filesystem for Ops {
     }
 
     fn lookup(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.stats.count(Request::Lookup);
+        self.count(Request::Lookup);
         match self.overlay.lookup(convert::ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => reply.entry(&self.ttl, &no_entry(), GENERATION),
             result => reply_entry(reply, self.ttl, "lookup", &result),
@@ -223,7 +233,7 @@ impl Filesystem for Ops {
     }
 
     fn forget(&self, _req: &fuser::Request, ino: INodeNo, nlookup: u64) {
-        self.stats.count(Request::Forget);
+        self.count(Request::Forget);
         self.overlay.forget(convert::ino(ino), nlookup);
     }
 
@@ -234,7 +244,7 @@ impl Filesystem for Ops {
         _fh: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
-        self.stats.count(Request::GetAttr);
+        self.count(Request::GetAttr);
         reply_attr(reply, self.ttl, "getattr", &self.overlay.getattr(convert::ino(ino)));
     }
 
@@ -256,7 +266,7 @@ impl Filesystem for Ops {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.stats.count(Request::SetAttr);
+        self.count(Request::SetAttr);
         let change = SetAttr {
             mode,
             uid,
@@ -280,7 +290,7 @@ impl Filesystem for Ops {
     }
 
     fn readlink(&self, _req: &fuser::Request, ino: INodeNo, reply: ReplyData) {
-        self.stats.count(Request::ReadLink);
+        self.count(Request::ReadLink);
         match self.overlay.readlink(convert::ino(ino)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno("readlink", &error)),
@@ -297,7 +307,7 @@ impl Filesystem for Ops {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.stats.count(Request::MkNod);
+        self.count(Request::MkNod);
         let kind = match FileType::from_raw_mode(mode) {
             FileType::RegularFile | FileType::Unknown => NodeKind::File,
             kind => NodeKind::Special { kind, rdev: convert::decode_device(rdev) },
@@ -316,7 +326,7 @@ impl Filesystem for Ops {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.stats.count(Request::MkDir);
+        self.count(Request::MkDir);
         let node =
             Node { kind: NodeKind::Directory, mode: mode & 0o7777, umask, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
@@ -324,13 +334,13 @@ impl Filesystem for Ops {
     }
 
     fn unlink(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.stats.count(Request::Unlink);
+        self.count(Request::Unlink);
         let result = self.overlay.unlink(convert::ino(parent), name.as_bytes());
         reply_empty(reply, "unlink", &result);
     }
 
     fn rmdir(&self, _req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.stats.count(Request::RmDir);
+        self.count(Request::RmDir);
         let result = self.overlay.rmdir(convert::ino(parent), name.as_bytes());
         reply_empty(reply, "rmdir", &result);
     }
@@ -343,7 +353,7 @@ impl Filesystem for Ops {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        self.stats.count(Request::Symlink);
+        self.count(Request::Symlink);
         let kind = NodeKind::Symlink(target.as_os_str().as_bytes());
         let node = Node { kind, mode: 0o777, umask: 0, owner: owner(req) };
         let result = self.overlay.create(convert::ino(parent), link_name.as_bytes(), &node);
@@ -360,7 +370,7 @@ impl Filesystem for Ops {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::Rename);
+        self.count(Request::Rename);
         let mode = match flags {
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
@@ -385,7 +395,7 @@ impl Filesystem for Ops {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.stats.count(Request::Link);
+        self.count(Request::Link);
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
         let name = newname.as_bytes().to_vec();
         let ttl = self.ttl;
@@ -395,7 +405,7 @@ impl Filesystem for Ops {
     }
 
     fn open(&self, _req: &fuser::Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.stats.count(Request::Open);
+        self.count(Request::Open);
         let (Some(opens), ino) = (&self.opens, convert::ino(ino)) else {
             return reply.error(Errno::ENOSYS);
         };
@@ -421,7 +431,7 @@ impl Filesystem for Ops {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::Release);
+        self.count(Request::Release);
         if let Some(opens) = &self.opens {
             opens.release(convert::ino(ino));
         }
@@ -438,7 +448,7 @@ impl Filesystem for Ops {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        self.stats.count(Request::Create);
+        self.count(Request::Create);
         let node = Node { kind: NodeKind::File, mode: mode & 0o7777, umask, owner: owner(req) };
         let created = self.overlay.create(convert::ino(parent), name.as_bytes(), &node);
         if let (Ok(attr), Some(opens)) = (&created, &self.opens) {
@@ -475,7 +485,7 @@ impl Filesystem for Ops {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.stats.count(Request::Read);
+        self.count(Request::Read);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -500,7 +510,7 @@ impl Filesystem for Ops {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.stats.count(Request::Write);
+        self.count(Request::Write);
         let suidgid = match write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             true => SuidGid::Drop(caller(req)),
             false => SuidGid::Keep,
@@ -523,7 +533,7 @@ impl Filesystem for Ops {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::Flush);
+        self.count(Request::Flush);
         reply.error(Errno::ENOSYS);
     }
 
@@ -535,14 +545,14 @@ impl Filesystem for Ops {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::FSync);
+        self.count(Request::FSync);
         self.run(self.overlay.waits_for_disks(), move |overlay| {
             reply_empty(reply, "fsync", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
 
     fn opendir(&self, _req: &fuser::Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.stats.count(Request::OpenDir);
+        self.count(Request::OpenDir);
         reply.error(Errno::ENOSYS);
     }
 
@@ -554,7 +564,7 @@ impl Filesystem for Ops {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.stats.count(Request::ReadDir);
+        self.count(Request::ReadDir);
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let number = INodeNo(entry.ino.0);
             let name = OsStr::from_bytes(&entry.name);
@@ -578,7 +588,7 @@ impl Filesystem for Ops {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.stats.count(Request::ReadDirPlus);
+        self.count(Request::ReadDirPlus);
         let result = self.overlay.readdir(convert::ino(ino), offset, |entry: &DirEntry| {
             let name = OsStr::from_bytes(&entry.name);
             match &entry.attr {
@@ -608,14 +618,14 @@ impl Filesystem for Ops {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::FSyncDir);
+        self.count(Request::FSyncDir);
         self.run(self.overlay.waits_for_disks(), move |overlay| {
             reply_empty(reply, "fsyncdir", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
 
     fn statfs(&self, _req: &fuser::Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.stats.count(Request::StatFs);
+        self.count(Request::StatFs);
         match self.overlay.statfs() {
             Ok(s) => reply.statfs(
                 s.blocks,
@@ -641,7 +651,7 @@ impl Filesystem for Ops {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::SetXattr);
+        self.count(Request::SetXattr);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS); // and the kernel asks no more
         }
@@ -662,7 +672,7 @@ impl Filesystem for Ops {
         size: u32,
         reply: ReplyXattr,
     ) {
-        self.stats.count(Request::GetXattr);
+        self.count(Request::GetXattr);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -675,7 +685,7 @@ impl Filesystem for Ops {
     }
 
     fn listxattr(&self, _req: &fuser::Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.stats.count(Request::ListXattr);
+        self.count(Request::ListXattr);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -683,7 +693,7 @@ impl Filesystem for Ops {
     }
 
     fn removexattr(&self, _req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.stats.count(Request::RemoveXattr);
+        self.count(Request::RemoveXattr);
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
@@ -704,7 +714,7 @@ impl Filesystem for Ops {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.stats.count(Request::Ioctl);
+        self.count(Request::Ioctl);
         let ino = convert::ino(ino);
         // Of a number, the kernel sends the low 32 bits; of a long, an int.
         match (libc::Ioctl::from(cmd), in_data) {
@@ -746,7 +756,7 @@ impl Filesystem for Ops {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.stats.count(Request::FAllocate);
+        self.count(Request::FAllocate);
         let how = WriteFlags { suidgid: SuidGid::AsCallerMay(caller(req)) };
         let ino = convert::ino(ino);
         self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
@@ -763,7 +773,7 @@ impl Filesystem for Ops {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.stats.count(Request::LSeek);
+        self.count(Request::LSeek);
         let what = if whence == libc::SEEK_HOLE { Seek::Hole } else { Seek::Data };
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         match self.overlay.seek(convert::ino(ino), offset, what) {
@@ -785,7 +795,7 @@ impl Filesystem for Ops {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.stats.count(Request::CopyFileRange);
+        self.count(Request::CopyFileRange);
         let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);

@@ -1,7 +1,7 @@
 //! Attributes: getattr, setattr, statfs.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Gid, Uid};
 
@@ -150,7 +150,7 @@ impl Overlay {
         }
         let changed = self.change(&inode, change);
         if changed.is_err() {
-            self.attr_watcher.tell(ino); // a part of it may have been done
+            self.watcher.tell(ino); // a part of it may have been done
         }
         changed
     }
@@ -170,12 +170,6 @@ impl Overlay {
         self.attr_of(inode, None)
     }
 
-    /// Sets who is told of changed attributes that no reply brings: a kernel that caches them
-    /// must ask again. Only the first is kept.
-    pub fn watch_attrs(&self, watcher: impl Fn(Ino) + Send + Sync + 'static) {
-        let _ = self.attr_watcher.0.set(Box::new(watcher));
-    }
-
     /// Space of upper, or of the topmost lower where there is no upper.
     pub fn statfs(&self) -> Result<StatFs> {
         let root = match (&self.upper, self.lowers.first()) {
@@ -193,28 +187,6 @@ impl Overlay {
             block_size: s.f_bsize as u32,
             fragment_size: s.f_frsize as u32,
         })
-    }
-}
-
-/// See [`Overlay::watch_attrs`].
-#[derive(Default)]
-pub(super) struct AttrWatcher(OnceLock<Box<dyn Fn(Ino) + Send + Sync>>);
-
-impl AttrWatcher {
-    /// Attributes have changed: to be called before the reply to who changed them.
-    ///
-    /// The kernel knows that of most operations. But another's request may have the old
-    /// attributes in its reply already, and bring them after that.
-    pub(super) fn tell(&self, ino: Ino) {
-        if let Some(watcher) = self.0.get() {
-            watcher(ino);
-        }
-    }
-}
-
-impl std::fmt::Debug for AttrWatcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AttrWatcher({})", self.0.get().is_some())
     }
 }
 

@@ -123,7 +123,7 @@ impl Overlay {
             }
         };
         names.insert(&self.hashing, Entry::upper(name, stat.kind(), site.whiteout));
-        self.attr_watcher.tell(parent.ino);
+        self.watcher.tell(parent.ino);
         let inode = self.intern_new(&parent, name, node.kind.file_type(), &stat);
         if site.whiteout {
             // One that stays hides nothing of its own layer.
@@ -159,8 +159,8 @@ impl Overlay {
         if whiteout {
             best_effort("drop whiteout", self.upper()?.drop_whiteout(dir.as_fd(), name));
         }
-        self.attr_watcher.tell(parent.ino);
-        self.attr_watcher.tell(inode.ino);
+        self.watcher.tell(parent.ino);
+        self.watcher.tell(inode.ino);
         self.inodes.count_lookup(&inode);
         self.counted_attr(inode, None)
     }

@@ -62,6 +62,9 @@ impl Overlay {
                 Err(errno) => return Err(errno).context("read", b""),
             }
         }
+        if offset == 0 {
+            self.was_accessed(&inode);
+        }
         if !in_upper && done >= LARGE_READ {
             forget_read(&fd, offset + done as u64);
         }
@@ -181,7 +184,7 @@ impl Overlay {
         let fd = self.writable(&inode)?;
         self.drop_privileges(&inode, fd.as_fd(), how.suidgid)?;
         rustix::fs::fallocate(&fd, flags, offset, len).context("fallocate", b"")?;
-        self.attr_watcher.tell(ino);
+        self.watcher.tell(ino);
         Ok(())
     }
 

@@ -44,7 +44,7 @@ impl Overlay {
         sys::set_flags(self.object(&inode)?.as_fd(), flags).context("set flags", b"")?;
         // What was open for writing would not ask the new flags.
         self.fds.remove(FdKey::Write(ino));
-        self.attr_watcher.tell(ino);
+        self.watcher.tell(ino);
         Ok(())
     }
 
@@ -66,7 +66,7 @@ impl Overlay {
         let object = self.object(&inode)?;
         sys::set_extended_flags(object.as_fd(), flags).context("set flags", b"")?;
         self.fds.remove(FdKey::Write(ino));
-        self.attr_watcher.tell(ino);
+        self.watcher.tell(ino);
         Ok(())
     }
 

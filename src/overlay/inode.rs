@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -169,6 +169,8 @@ pub(super) struct Inode {
     pub(super) synced: AtomicU64,
     /// Whether all known names of a changed file are upper's.
     pub(super) linked: AtomicBool,
+    /// Names of a directory that were read since it was listed (see `watcher.rs`).
+    pub(super) accessed: AtomicU32,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -184,6 +186,7 @@ impl Inode {
             attrs: RwLock::new(()),
             synced: AtomicU64::new(0),
             linked: AtomicBool::new(false),
+            accessed: AtomicU32::new(0),
             dir: RwLock::new(None),
         }
     }

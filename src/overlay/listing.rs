@@ -160,6 +160,11 @@ impl Listing {
         }
     }
 
+    /// How many names the directory has.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether the directory has no names.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()

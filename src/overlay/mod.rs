@@ -50,6 +50,7 @@ mod real;
 mod remove;
 mod rename;
 mod suidgid;
+mod watcher;
 mod xattr;
 
 use std::borrow::Cow;
@@ -65,6 +66,7 @@ pub use ownership::{Overrides, Ownership};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use suidgid::SuidGid;
+pub use watcher::Stale;
 
 use crate::layers::lower::Lower;
 use crate::layers::marks;
@@ -73,7 +75,6 @@ use crate::layers::override_stat::OverrideXattr;
 use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
 use crate::layers::volatile::{self, Volatile};
-use attr::AttrWatcher;
 use error::Context;
 use fd_cache::FdCache;
 use held::HeldFds;
@@ -81,6 +82,7 @@ use indexing::Merged;
 use inode::{Inode, InodeTable};
 use listing::Hashing;
 use ownership::Owners;
+use watcher::Watcher;
 
 /// A mounted union.
 ///
@@ -98,7 +100,7 @@ pub struct Overlay {
     acl: bool,
     lower_devices: bool,
     static_nlink: bool,
-    attr_watcher: AttrWatcher,
+    watcher: Watcher,
     /// The xattrs in which rich layers hold their pointers.
     namespace: Namespace,
     /// Whether operations may leave pointers in upper.
@@ -149,7 +151,7 @@ impl Overlay {
             owners,
             lower_devices: options.lower_devices,
             static_nlink: options.static_nlink,
-            attr_watcher: AttrWatcher::default(),
+            watcher: Watcher::default(),
             namespace,
             makes_pointers,
             numbering,

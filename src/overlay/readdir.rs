@@ -19,7 +19,7 @@ pub struct DirEntry {
     pub ino: Ino,
     /// Its type.
     pub kind: FileType,
-    /// Its attributes, if it could be looked at.
+    /// Its attributes, if it could be looked at; `.` and `..` have none here.
     pub attr: Option<Attr>,
     /// Where the stream goes on after it.
     pub cookie: Cookie,
@@ -48,16 +48,16 @@ impl Overlay {
         mut take: impl FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
         let inode = self.inode(dir)?;
-        if cookie < DOT {
-            let attr = self.getattr(dir)?;
-            if !take(&DirEntry::dot(b".", attr, DOT)) {
-                return Ok(());
-            }
+        if cookie == 0 {
+            self.is_listed(&inode);
+            self.was_accessed(&inode);
+        }
+        if cookie < DOT && !take(&DirEntry::dot(b".", dir, DOT)) {
+            return Ok(());
         }
         if cookie < DOT_DOT {
             let parent = inode.any_link().map_or(dir, |link| link.parent.ino);
-            let attr = self.getattr(parent)?;
-            if !take(&DirEntry::dot(b"..", attr, DOT_DOT)) {
+            if !take(&DirEntry::dot(b"..", parent, DOT_DOT)) {
                 return Ok(());
             }
         }
@@ -102,8 +102,9 @@ impl Overlay {
 }
 
 impl DirEntry {
-    fn dot(name: &[u8], attr: Attr, cookie: Cookie) -> Self {
-        let Attr { ino, kind, .. } = attr;
-        Self { name: name.into(), ino, kind, attr: Some(attr), cookie, counted: false }
+    /// `.` and `..`, of which the kernel takes no attributes.
+    fn dot(name: &[u8], ino: Ino, cookie: Cookie) -> Self {
+        let kind = FileType::Directory;
+        Self { name: name.into(), ino, kind, attr: None, cookie, counted: false }
     }
 }

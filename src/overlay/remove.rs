@@ -158,7 +158,7 @@ impl Overlay {
         // Its names in upper: without the one that went, and without the index's link.
         let names = before.nlink.saturating_sub(u32::from(in_upper) + u32::from(indexed));
         if names > 0 || left > 0 {
-            self.attr_watcher.tell(target.ino);
+            self.watcher.tell(target.ino);
             return;
         }
         if indexed {
@@ -181,7 +181,7 @@ impl Overlay {
             names.remove(&self.hashing, name);
         }
         target.remove_link(parent, name);
-        self.attr_watcher.tell(parent.ino);
+        self.watcher.tell(parent.ino);
     }
 }
 

@@ -165,7 +165,7 @@ impl Overlay {
             self.count_out(target, replaced, before);
         }
         for changed in [from.parent, to.parent, source] {
-            self.attr_watcher.tell(changed.ino);
+            self.watcher.tell(changed.ino);
         }
         if drop_whiteout {
             // One that stays hides nothing of its own layer.
@@ -207,7 +207,7 @@ impl Overlay {
         source.remove_link(from.parent, from.name);
         target.remove_link(to.parent, to.name);
         for changed in [from.parent, to.parent, source, target] {
-            self.attr_watcher.tell(changed.ino);
+            self.watcher.tell(changed.ino);
         }
         Ok(())
     }

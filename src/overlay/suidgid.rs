@@ -35,7 +35,7 @@ impl Overlay {
     ) -> Result<()> {
         self.drop_held_capabilities(fd)?;
         if self.drop_suidgid(inode, fd, suidgid)? {
-            self.attr_watcher.tell(inode.ino);
+            self.watcher.tell(inode.ino);
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Overlay {
         if stat.mode & 0o2000 != 0 && !is_member() && !caller.has_fsetid() {
             let object = self.object(&inode)?;
             self.owners.set_permissions(object.as_fd(), stat.permissions() & !0o2000)?;
-            self.attr_watcher.tell(ino);
+            self.watcher.tell(ino);
         }
         Ok(())
     }

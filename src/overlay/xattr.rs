@@ -75,7 +75,7 @@ impl Overlay {
             None => private_xattr::escape(name),
         };
         sys::set_xattr(object.as_fd(), &held, &value, flags).context("set xattr", name)?;
-        self.attr_watcher.tell(ino); // the time of change, and with an ACL the mode
+        self.watcher.tell(ino); // the time of change, and with an ACL the mode
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl Overlay {
         if !found {
             return Err(Error::NoXattr);
         }
-        self.attr_watcher.tell(ino);
+        self.watcher.tell(ino);
         Ok(())
     }
 

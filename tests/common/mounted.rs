@@ -109,6 +109,13 @@ impl Mount {
         run(command.arg(self.merged()));
     }
 
+    /// How many requests of a kind the daemon has answered.
+    pub fn count(&self, request: &str) -> u64 {
+        let counts = run(plyfs().arg("stats").arg(self.merged()));
+        let line = counts.lines().find(|line| line.split(' ').next() == Some(request));
+        line.map_or(0, |line| line.split_whitespace().last().unwrap().parse().unwrap())
+    }
+
     pub fn unmount(&self) {
         run(plyfs().arg("umount").arg(self.merged()));
     }

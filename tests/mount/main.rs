@@ -14,4 +14,5 @@ mod io;
 mod limits;
 mod metadata;
 mod program;
+mod requests;
 mod tree;

@@ -1,0 +1,95 @@
+//! How many requests operations take, and how long processors wait for them.
+
+use std::fs;
+
+use crate::common::is_root;
+use crate::common::mounted::{Mount, fails, plyfs, wait_until};
+use crate::need_mount;
+
+/// As `find -printf` does.
+fn list_and_stat(m: &Mount) {
+    for entry in fs::read_dir(m.at("d")).unwrap() {
+        assert!(fs::symlink_metadata(entry.unwrap().path()).unwrap().is_file());
+    }
+}
+
+/// Requests of these kinds that an operation takes.
+fn requests<const N: usize>(m: &Mount, kinds: [&str; N], operation: impl FnOnce()) -> [u64; N] {
+    let before = kinds.map(|kind| m.count(kind));
+    operation();
+    let after = kinds.map(|kind| m.count(kind));
+    std::array::from_fn(|n| after[n] - before[n])
+}
+
+fn with_files(count: usize) -> Mount {
+    let files: Vec<String> = (0..count).map(|n| format!("d/f{n}=x")).collect();
+    Mount::new(&[&files.join(" ")])
+}
+
+/// FUSE takes the time of access for unknown after each READ.
+#[test]
+fn who_lists_files_that_were_read_gets_all_attributes_at_once() {
+    need_mount!();
+    let m = with_files(40);
+    list_and_stat(&m);
+    for n in 0..40 {
+        let text = fs::read_to_string(m.at(&format!("d/f{n}"))).unwrap();
+        assert_eq!(text, "x");
+    }
+    let kinds = ["GETATTR", "READDIRPLUS"];
+    let [attrs, listings] = requests(&m, kinds, || list_and_stat(&m));
+    assert!(attrs <= 2 && listings >= 1, "{attrs} GETATTR, {listings} READDIRPLUS");
+    let [attrs, listings] = requests(&m, kinds, || list_and_stat(&m));
+    assert!(attrs <= 1 && listings == 0, "{attrs} GETATTR, {listings} READDIRPLUS");
+}
+
+#[test]
+fn a_directory_of_which_few_files_were_read_stays_listed() {
+    need_mount!();
+    let m = with_files(40);
+    list_and_stat(&m);
+    for n in 0..4 {
+        fs::read(m.at(&format!("d/f{n}"))).unwrap();
+    }
+    let [listings] = requests(&m, ["READDIRPLUS"], || list_and_stat(&m));
+    assert_eq!(listings, 0);
+}
+
+/// What the machine bears, in microseconds, as all who ask for something have it.
+fn bearable_latency() -> i32 {
+    i32::from_ne_bytes(fs::read("/dev/cpu_dma_latency").unwrap()[..4].try_into().unwrap())
+}
+
+#[test]
+fn processors_stay_awake_while_requests_come() {
+    need_mount!();
+    if !is_root() || fs::read("/dev/cpu_dma_latency").is_err() {
+        return eprintln!("skipped: it takes root and /dev/cpu_dma_latency");
+    }
+    if bearable_latency() == 0 {
+        return eprintln!("skipped: somebody else keeps them awake");
+    }
+    let mut m = Mount::unmounted(&["f=lower"]);
+    m.options = ["--idle", "poll"].map(str::to_owned).to_vec();
+    m.mount();
+    let asks_for = |n: u32| assert!(fs::symlink_metadata(m.at(&format!("missing{n}"))).is_err());
+    let polls = (0..1_000_000).any(|n| {
+        asks_for(n);
+        n % 100 == 0 && bearable_latency() == 0
+    });
+    assert!(polls);
+    wait_until("they may sleep again", || bearable_latency() != 0);
+    assert_eq!(fs::read_to_string(m.at("f")).unwrap(), "lower");
+}
+
+#[test]
+fn an_ordinary_user_is_told_that_polling_takes_root() {
+    need_mount!();
+    if is_root() {
+        return eprintln!("skipped: root may");
+    }
+    let m = Mount::unmounted(&["f=lower"]);
+    let mut command = plyfs();
+    command.args(["mount", "--idle", "poll", "--lower"]).arg(m.lower(0)).arg(m.merged());
+    assert!(fails(&mut command).contains("idle=poll takes root"));
+}
