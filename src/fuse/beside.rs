@@ -1,5 +1,5 @@
-//! Operations that run beside the workers: what copies a large file, or waits for a disk, has a
-//! thread of its own, so that it keeps no worker from answering others.
+//! Operations that run beside the workers: what copies a large file has a thread of its own, and
+//! so has what waits for a disk where half of the workers do, so that others are answered.
 //!
 //! A thread that is done waits a while for the next one: `chmod -R` brings thousands, one after
 //! the other. While it waits it holds nothing of the union, which ends when the mount does.
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Wait};
 
 /// So many at a time; each is one that a process waits for.
 const MAX_BESIDE: usize = 256;
@@ -24,8 +24,29 @@ const POLL: Duration = Duration::from_millis(2);
 type Operation = Box<dyn FnOnce() + Send>;
 
 /// The threads beside the workers.
-#[derive(Default)]
-pub(super) struct Beside(Arc<Shared>);
+pub(super) struct Beside {
+    shared: Arc<Shared>,
+    /// Workers that wait for a disk, and how many may.
+    waiting: AtomicUsize,
+    may_wait: usize,
+}
+
+/// Where an operation runs.
+pub(super) enum Place<'a> {
+    /// In the worker that has it, which may be one that others cannot have meanwhile.
+    Here(Option<Waiting<'a>>),
+    /// In a thread of its own.
+    Beside,
+}
+
+/// A worker that waits for a disk.
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Default)]
 struct Shared {
@@ -44,14 +65,30 @@ struct Queue {
 
 impl std::fmt::Debug for Beside {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Beside({})", self.0.count.load(Ordering::Relaxed))
+        write!(f, "Beside({})", self.shared.count.load(Ordering::Relaxed))
     }
 }
 
 impl Beside {
-    /// Whether an operation is worth a thread and may have one.
-    pub(super) fn has_room_for(&self, takes_long: bool) -> bool {
-        takes_long && self.0.count.load(Ordering::Relaxed) < MAX_BESIDE
+    /// For so many workers.
+    pub(super) fn new(workers: usize) -> Self {
+        Self { shared: Arc::default(), waiting: AtomicUsize::new(0), may_wait: workers / 2 }
+    }
+
+    /// Where an operation that waits so runs. To pass it to another thread takes as long as a
+    /// request; so half of the workers wait for disks themselves, and the others go on answering.
+    pub(super) fn place(&self, wait: Wait) -> Place<'_> {
+        if wait == Wait::Nothing || self.shared.count.load(Ordering::Relaxed) >= MAX_BESIDE {
+            return Place::Here(None);
+        }
+        if wait == Wait::Disk {
+            let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+            let guard = Waiting(&self.waiting);
+            if waiting < self.may_wait {
+                return Place::Here(Some(guard));
+            }
+        }
+        Place::Beside
     }
 
     /// Runs the operation in another thread; where there is none to be had, here.
@@ -60,21 +97,21 @@ impl Beside {
         overlay: &Arc<Overlay>,
         operation: impl FnOnce(&Overlay) + Send + 'static,
     ) {
-        self.0.count.fetch_add(1, Ordering::AcqRel);
+        self.shared.count.fetch_add(1, Ordering::AcqRel);
         let theirs = Arc::clone(overlay);
-        let mut queue = self.0.queue.lock();
+        let mut queue = self.shared.queue.lock();
         queue.waiting.push_back(Box::new(move || operation(&theirs)));
         if queue.waiting.len() <= queue.idle {
-            self.0.more.notify_one();
+            self.shared.more.notify_one();
             return;
         }
         drop(queue);
-        let shared = Arc::clone(&self.0);
+        let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("beside".into());
         if let Err(error) = thread.spawn(move || shared.serve()) {
             log::debug!("no thread for an operation: {error}");
-            let operation = self.0.queue.lock().waiting.pop_front();
-            operation.into_iter().for_each(|operation| self.0.run(operation));
+            let operation = self.shared.queue.lock().waiting.pop_front();
+            operation.into_iter().for_each(|operation| self.shared.run(operation));
         }
     }
 }
@@ -83,7 +120,7 @@ impl Beside {
 impl Drop for Beside {
     fn drop(&mut self) {
         let give_up = Instant::now() + PATIENCE;
-        while self.0.count.load(Ordering::Acquire) > 0 && Instant::now() < give_up {
+        while self.shared.count.load(Ordering::Acquire) > 0 && Instant::now() < give_up {
             std::thread::sleep(POLL);
         }
     }

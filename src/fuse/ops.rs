@@ -21,7 +21,7 @@ use fuser::{
 };
 
 use super::awake::Awake;
-use super::beside::Beside;
+use super::beside::{Beside, Place};
 use super::convert;
 use super::opens::Opens;
 use super::stats::{Request, STATS_XATTR, Stats};
@@ -29,7 +29,7 @@ use super::{Io, MountConfig};
 use crate::layers::number::Ino;
 use crate::overlay::{
     Attr, DirEntry, Error, Node, NodeKind, Overlay, Owner, RenameMode, Result, Seek, SetAttr,
-    SuidGid, WriteFlags,
+    SuidGid, Wait, WriteFlags,
 };
 use crate::sys::{self, Caller, FileType};
 
@@ -64,7 +64,7 @@ impl Ops {
     pub(super) fn new(overlay: Arc<Overlay>, config: &MountConfig, awake: Option<Awake>) -> Self {
         Self {
             overlay,
-            beside: Beside::default(),
+            beside: Beside::new(config.threads),
             stats: Stats::default(),
             awake,
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
@@ -91,11 +91,10 @@ impl Ops {
     }
 
     /// Runs an operation here, or beside the workers if it takes long.
-    fn run(&self, takes_long: bool, operation: impl FnOnce(&Overlay) + Send + 'static) {
-        if self.beside.has_room_for(takes_long) {
-            self.beside.run(&self.overlay, operation);
-        } else {
-            operation(&self.overlay);
+    fn run(&self, wait: Wait, operation: impl FnOnce(&Overlay) + Send + 'static) {
+        match self.beside.place(wait) {
+            Place::Here(_here) => operation(&self.overlay),
+            Place::Beside => self.beside.run(&self.overlay, operation),
         }
     }
 }
@@ -284,7 +283,7 @@ impl Filesystem for Ops {
             let dropped = self.overlay.drop_before_write(ino, caller(req));
             return reply_attr(reply, ttl, "setattr", &dropped);
         }
-        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+        self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
             reply_attr(reply, ttl, "setattr", &overlay.setattr(ino, &change));
         });
     }
@@ -379,9 +378,11 @@ impl Filesystem for Ops {
         };
         let (parent, newparent) = (convert::ino(parent), convert::ino(newparent));
         let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
-        let takes_long = self.overlay.rename_takes_long(parent, &name)
-            || mode == RenameMode::Exchange && self.overlay.rename_takes_long(newparent, &newname);
-        self.run(takes_long, move |overlay| {
+        let mut wait = self.overlay.rename_waits_for(parent, &name);
+        if mode == RenameMode::Exchange {
+            wait = wait.max(self.overlay.rename_waits_for(newparent, &newname));
+        }
+        self.run(wait, move |overlay| {
             let result = overlay.rename(parent, &name, newparent, &newname, mode);
             reply_empty(reply, "rename", &result);
         });
@@ -399,7 +400,7 @@ impl Filesystem for Ops {
         let (ino, parent) = (convert::ino(ino), convert::ino(newparent));
         let name = newname.as_bytes().to_vec();
         let ttl = self.ttl;
-        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+        self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
             reply_entry(reply, ttl, "link", &overlay.link(ino, parent, &name));
         });
     }
@@ -516,13 +517,17 @@ impl Filesystem for Ops {
             false => SuidGid::Keep,
         };
         let (ino, how) = (convert::ino(ino), WriteFlags { suidgid });
-        if self.beside.has_room_for(self.overlay.copy_up_takes_long(ino)) {
-            let data = data.to_vec();
-            return self.beside.run(&self.overlay, move |overlay| {
-                reply_written(reply, "write", &overlay.write(ino, offset, &data, how));
-            });
+        match self.beside.place(self.overlay.copy_up_waits_for(ino)) {
+            Place::Here(_here) => {
+                reply_written(reply, "write", &self.overlay.write(ino, offset, data, how));
+            }
+            Place::Beside => {
+                let data = data.to_vec();
+                self.beside.run(&self.overlay, move |overlay| {
+                    reply_written(reply, "write", &overlay.write(ino, offset, &data, how));
+                });
+            }
         }
-        reply_written(reply, "write", &self.overlay.write(ino, offset, data, how));
     }
 
     fn flush(
@@ -546,7 +551,7 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         self.count(Request::FSync);
-        self.run(self.overlay.waits_for_disks(), move |overlay| {
+        self.run(self.overlay.sync_waits_for(), move |overlay| {
             reply_empty(reply, "fsync", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
@@ -619,7 +624,7 @@ impl Filesystem for Ops {
         reply: ReplyEmpty,
     ) {
         self.count(Request::FSyncDir);
-        self.run(self.overlay.waits_for_disks(), move |overlay| {
+        self.run(self.overlay.sync_waits_for(), move |overlay| {
             reply_empty(reply, "fsyncdir", &overlay.fsync(convert::ino(ino), datasync));
         });
     }
@@ -658,7 +663,7 @@ impl Filesystem for Ops {
         let (ino, flags) = (convert::ino(ino), flags.cast_unsigned());
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         let caller = caller(req);
-        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+        self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
             let result = overlay.set_xattr_by(caller, ino, &name, &value, flags);
             reply_empty(reply, "setxattr", &result);
         });
@@ -698,7 +703,7 @@ impl Filesystem for Ops {
             return reply.error(Errno::ENOSYS);
         }
         let (ino, name) = (convert::ino(ino), name.as_bytes().to_vec());
-        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+        self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
             reply_empty(reply, "removexattr", &overlay.remove_xattr(ino, &name));
         });
     }
@@ -724,7 +729,7 @@ impl Filesystem for Ops {
             },
             (libc::FS_IOC_SETFLAGS, [a, b, c, d, ..]) => {
                 let flags = u32::from_ne_bytes([*a, *b, *c, *d]);
-                self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+                self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
                     match overlay.set_flags(ino, flags) {
                         Ok(()) => reply.ioctl(0, &[]),
                         Err(error) => reply.error(errno("set flags", &error)),
@@ -759,7 +764,7 @@ impl Filesystem for Ops {
         self.count(Request::FAllocate);
         let how = WriteFlags { suidgid: SuidGid::AsCallerMay(caller(req)) };
         let ino = convert::ino(ino);
-        self.run(self.overlay.copy_up_takes_long(ino), move |overlay| {
+        self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
             reply_empty(reply, "fallocate", &overlay.fallocate(ino, mode, offset, length, how));
         });
     }
@@ -800,8 +805,11 @@ impl Filesystem for Ops {
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
         let how = WriteFlags { suidgid: SuidGid::AsCallerMay(caller(req)) };
-        let takes_long = len >= LONG_RANGE || self.overlay.copy_up_takes_long(to);
-        self.run(takes_long, move |overlay| {
+        let wait = match len >= LONG_RANGE {
+            true => Wait::Copy,
+            false => self.overlay.copy_up_waits_for(to),
+        };
+        self.run(wait, move |overlay| {
             let result = overlay.copy_range(from, offset_in, to, offset_out, len, how);
             reply_written(reply, "copy_file_range", &result);
         });

@@ -53,6 +53,17 @@ impl Copy<'_> {
     }
 }
 
+/// What an operation waits for at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// Nothing that takes long.
+    Nothing,
+    /// A disk that syncs a file.
+    Disk,
+    /// A copy that takes milliseconds, or any number of them.
+    Copy,
+}
+
 /// How much of a file an operation needs in upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
@@ -79,15 +90,22 @@ impl Overlay {
         self.copy_up_extent(inode, Extent::Attributes)
     }
 
-    /// Whether a change of this inode's data copies so much, or waits for a disk, that the
-    /// time is worth a thread.
-    pub fn copy_up_takes_long(&self, ino: Ino) -> bool {
-        let Ok(inode) = self.inode(ino) else { return false };
+    /// What a change of this inode's data waits for.
+    pub fn copy_up_waits_for(&self, ino: Ino) -> Wait {
+        let Ok(inode) = self.inode(ino) else { return Wait::Nothing };
         if self.upper.is_none() || inode.kind != FileType::RegularFile || inode.has_data_in_upper()
         {
-            return false;
+            return Wait::Nothing;
         }
-        self.volatile.is_none() || self.stat_object(&inode).is_ok_and(|stat| stat.size >= LONG_COPY)
+        match self.stat_object(&inode) {
+            Ok(stat) if stat.size >= LONG_COPY => Wait::Copy,
+            _ => self.sync_waits_for(),
+        }
+    }
+
+    /// What a sync waits for.
+    pub fn sync_waits_for(&self) -> Wait {
+        if self.volatile.is_none() { Wait::Disk } else { Wait::Nothing }
     }
 
     fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {

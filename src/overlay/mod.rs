@@ -57,6 +57,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use attr::{Attr, Owner, SetAttr, StatFs};
+pub use copy_up::Wait;
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
 pub use file::{Seek, WriteFlags};
@@ -166,11 +167,6 @@ impl Overlay {
     /// Whether the union has an upper layer.
     pub fn is_writable(&self) -> bool {
         self.upper.is_some()
-    }
-
-    /// Whether a sync waits for disks.
-    pub fn waits_for_disks(&self) -> bool {
-        self.volatile.is_none()
     }
 
     /// Whether files have access control lists (acl(5)).

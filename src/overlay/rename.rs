@@ -17,7 +17,7 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 use smallvec::SmallVec;
 
-use super::copy_up::restore_times;
+use super::copy_up::{Wait, restore_times};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::{self, Inode};
 use super::listing::{Entry, LayerIndex, Listing, Name};
@@ -91,16 +91,19 @@ impl Overlay {
         }
     }
 
-    /// Whether a rename of this name copies up more than directories.
-    pub fn rename_takes_long(&self, parent: Ino, name: &[u8]) -> bool {
-        let is_long = || -> Result<bool> {
+    /// What a rename of this name waits for.
+    pub fn rename_waits_for(&self, parent: Ino, name: &[u8]) -> Wait {
+        let waits_for = || -> Result<Wait> {
             let inode = self.known(&self.inode(parent)?, &held_name(name)?)?;
             Ok(match inode.kind {
-                FileType::Directory => !self.makes_pointers && !is_pure_upper(&inode),
-                _ => self.copy_up_takes_long(inode.ino),
+                FileType::Directory if self.makes_pointers || is_pure_upper(&inode) => {
+                    Wait::Nothing
+                }
+                FileType::Directory => Wait::Copy,
+                _ => self.copy_up_waits_for(inode.ino),
             })
         };
-        is_long().unwrap_or(false) // the rename itself meets the error
+        waits_for().unwrap_or(Wait::Nothing) // the rename itself meets the error
     }
 
     /// Moves `source` to its new name, over `target` if there is one.

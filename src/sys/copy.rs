@@ -25,10 +25,13 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return rustix::fs::ftruncate(to, size);
     }
-    let mut position = 0;
+    let (mut position, mut copied) = (0, 0);
     while let Some((start, end)) = next_extent(from, position, size)? {
-        copy_range(from, to, start, end)?;
+        copied = copy_range(from, to, start, end)?;
         position = end;
+    }
+    if copied == size {
+        return Ok(());
     }
     rustix::fs::ftruncate(to, size)
 }
@@ -73,12 +76,13 @@ pub fn is_zero_between(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<boo
     Ok(true)
 }
 
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+/// Copies what is there from `start` to `end`; returns where that ends.
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
         let len = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(KERNEL_CHUNK);
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), len) {
-            Ok(0) => return Ok(()),
+            Ok(0) => break,
             Ok(_) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
                 return copy_buffered(from, to, read_at, end);
@@ -86,17 +90,17 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    Ok(write_at)
 }
 
-fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
     let mut buffer = vec![0; BUFFER_SIZE];
     let mut position = start;
     while position < end {
         let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BUFFER_SIZE);
         let got = rustix::io::pread(from, &mut buffer[..want], position)?;
         if got == 0 {
-            return Ok(());
+            break;
         }
         let mut done = 0;
         while done < got {
@@ -104,7 +108,7 @@ fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64)
         }
         position += got as u64;
     }
-    Ok(())
+    Ok(position)
 }
 
 #[cfg(test)]
