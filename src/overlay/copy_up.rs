@@ -334,11 +334,7 @@ impl Overlay {
             self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name))
                 .context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
-            {
-                let mut state = inode.state.write();
-                state.upper = Some(UpperFile::named(copy.stat.ino));
-                state.data = copy.data;
-            }
+            inode.set_upper(UpperFile::named(copy.stat.ino), copy.data);
             drop(alone);
             match was {
                 Some(metacopy) => {
@@ -392,11 +388,8 @@ impl Overlay {
         } else {
             Held::Parked(Arc::new(self.upper()?.keep(copy.temp)))
         };
-        {
-            let mut state = inode.state.write();
-            state.upper = Some(UpperFile { ino: copy.stat.ino, held: Some(held) });
-            state.data = copy.data;
-        }
+        let upper = UpperFile { ino: copy.stat.ino, held: Some(held) };
+        inode.set_upper(Arc::new(upper), copy.data);
         let index = self.upper()?.index();
         if !stands || index.left(inode.ino).is_none_or(|left| left.names == 0) {
             if stands {

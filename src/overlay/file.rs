@@ -158,11 +158,11 @@ impl Overlay {
         };
         // Some filesystems let fdatasync(2) leave out the rename that gave the file its name: the
         // first sync is always whole.
-        if data_only && file != 0 && inode.synced.load(Ordering::Relaxed) == file {
+        if data_only && inode.synced.load(Ordering::Relaxed) {
             return rustix::fs::fdatasync(&fd).context("sync", b"");
         }
         rustix::fs::fsync(&fd).context("sync", b"")?;
-        inode.synced.store(file, Ordering::Relaxed);
+        inode.set_synced(file);
         Ok(())
     }
 

@@ -3,7 +3,9 @@
 //! An inode is kept while the kernel holds a reference (lookups) or a known child needs it
 //! to find its way (a child's link holds its parent). So it outlives its last name.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::borrow::Borrow;
+use std::collections::{HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -27,25 +29,30 @@ pub(super) struct LowerDir {
     pub(super) id: LowerDirId,
     /// Which lower layer, 0 on top.
     pub(super) layer: u16,
-    /// Path below the layer's root; empty for the root.
-    pub(super) path: Box<[u8]>,
+    /// Path below the layer's root, empty for the root. Parts of one directory share it.
+    pub(super) path: Arc<[u8]>,
     /// The merged directory that it is a part of, all of whose parts are known by the index.
     pub(super) merged: Option<DirId>,
 }
 
 impl LowerDir {
-    pub(super) fn new(layer: u16, path: Box<[u8]>, merged: Option<DirId>) -> Arc<Self> {
+    pub(super) fn new(layer: u16, path: Arc<[u8]>, merged: Option<DirId>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = LowerDirId(NEXT.fetch_add(1, Ordering::Relaxed));
         Arc::new(Self { id, layer, path, merged })
     }
 
-    /// The directory `name` in this one.
-    pub(super) fn child(&self, name: &[u8], merged: Option<DirId>) -> Arc<Self> {
-        let path = if self.path.is_empty() {
-            name.into()
-        } else {
-            [&self.path, &b"/"[..], name].concat().into()
+    /// The directory `name` in this one; `other` is its part in another layer.
+    pub(super) fn child(
+        &self,
+        name: &[u8],
+        merged: Option<DirId>,
+        other: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
+        let path = path::join(&self.path, name);
+        let path = match other {
+            Some(other) if *other.path == *path => Arc::clone(&other.path),
+            _ => path.into(),
         };
         Self::new(self.layer, path, merged)
     }
@@ -84,7 +91,7 @@ impl Link {
     }
 }
 
-/// An inode's file in upper.
+/// An inode's file in upper. Most inodes have none, and so one pointer for it.
 #[derive(Clone, Debug)]
 pub(super) struct UpperFile {
     /// Its inode number there, by which a path is verified.
@@ -95,8 +102,8 @@ pub(super) struct UpperFile {
 
 impl UpperFile {
     /// One that has a name.
-    pub(super) fn named(ino: u64) -> Self {
-        Self { ino, held: None }
+    pub(super) fn named(ino: u64) -> Arc<Self> {
+        Arc::new(Self { ino, held: None })
     }
 }
 
@@ -128,7 +135,7 @@ pub(super) enum Below {
 pub(super) struct State {
     /// Its known names; a directory has one, the root and deleted inodes have none.
     pub(super) links: SmallVec<[Link; 1]>,
-    pub(super) upper: Option<UpperFile>,
+    pub(super) upper: Option<Arc<UpperFile>>,
     pub(super) below: Below,
     /// For a metacopy: where its data lies.
     pub(super) data: Option<Arc<LowerData>>,
@@ -165,8 +172,8 @@ pub(super) struct Inode {
     /// Held shared while attributes in upper are read or changed; alone while they are read to be
     /// changed, or a whole copy takes the place of a metacopy that has them.
     pub(super) attrs: RwLock<()>,
-    /// Upper's inode number of the file that was synced with all there is to it; 0 for none.
-    pub(super) synced: AtomicU64,
+    /// Whether upper's file was synced with all there is to it.
+    pub(super) synced: AtomicBool,
     /// Whether all known names of a changed file are upper's.
     pub(super) linked: AtomicBool,
     /// Names of a directory that were read since it was listed (see `watcher.rs`).
@@ -184,7 +191,7 @@ impl Inode {
             copy_up: Mutex::new(()),
             state: RwLock::new(state),
             attrs: RwLock::new(()),
-            synced: AtomicU64::new(0),
+            synced: AtomicBool::new(false),
             linked: AtomicBool::new(false),
             accessed: AtomicU32::new(0),
             dir: RwLock::new(None),
@@ -211,13 +218,29 @@ impl Inode {
         self.state.read().links.first().cloned()
     }
 
+    /// Notes that it has another file in upper, and maybe no data below any more.
+    pub(super) fn set_upper(&self, upper: Arc<UpperFile>, data: Option<Arc<LowerData>>) {
+        let mut state = self.state.write();
+        state.upper = Some(upper);
+        state.data = data;
+        self.synced.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that upper's file of this number was synced with all there is to it.
+    pub(super) fn set_synced(&self, file: u64) {
+        let state = self.state.read();
+        if state.upper.as_ref().is_some_and(|upper| upper.ino == file) {
+            self.synced.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Undoes what was done to hold it, for it did not lose its name after all.
     pub(super) fn let_go(&self) {
         let mut state = self.state.write();
         if !state.links.is_empty()
             && let Some(upper) = &mut state.upper
         {
-            upper.held = None;
+            *upper = UpperFile::named(upper.ino);
         }
     }
 
@@ -229,7 +252,7 @@ impl Inode {
         }
         let mut state = self.state.write();
         if !state.links.iter().any(|link| link.is(parent, name)) {
-            state.links.push(Link { parent: Arc::clone(parent), name: Arc::clone(name) });
+            state.links.push(Link { parent: Arc::clone(parent), name: name.clone() });
             self.linked.store(false, Ordering::Release);
         }
     }
@@ -253,7 +276,31 @@ const LIMBO_BATCH: usize = 16;
 const WORTH_TRIMMING: usize = 4096;
 const LOOK_EVERY: usize = 1024;
 
-type Shard = Mutex<HashMap<Ino, Arc<Inode>>>;
+type Shard = Mutex<HashSet<ByNumber>>;
+
+/// An inode that its number stands for.
+#[derive(Debug)]
+struct ByNumber(Arc<Inode>);
+
+impl Borrow<Ino> for ByNumber {
+    fn borrow(&self) -> &Ino {
+        &self.0.ino
+    }
+}
+
+impl Hash for ByNumber {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.ino.hash(state);
+    }
+}
+
+impl PartialEq for ByNumber {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ino == other.0.ino
+    }
+}
+
+impl Eq for ByNumber {}
 
 /// The inodes that the kernel, or a known inode below them, refers to.
 #[derive(Debug)]
@@ -297,7 +344,7 @@ impl InodeTable {
             dropped: AtomicUsize::new(0),
         };
         root.lookups.store(1, Ordering::Relaxed); // the kernel never forgets the root
-        table.shard(root.ino).lock().insert(root.ino, Arc::clone(root));
+        table.shard(root.ino).lock().insert(ByNumber(Arc::clone(root)));
         table
     }
 
@@ -306,7 +353,7 @@ impl InodeTable {
     }
 
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
-        self.shard(ino).lock().get(&ino).cloned()
+        self.shard(ino).lock().get(&ino).map(|known| Arc::clone(&known.0))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -316,16 +363,25 @@ impl InodeTable {
     /// The inode of this number, made if it is not known, with one more lookup counted.
     pub(super) fn intern(&self, ino: Ino, make: impl FnOnce() -> Inode) -> Arc<Inode> {
         let mut shard = self.shard(ino).lock();
-        let inode = shard.entry(ino).or_insert_with(|| Arc::new(make()));
+        let inode = match shard.get(&ino) {
+            Some(known) => Arc::clone(&known.0),
+            None => {
+                let made = Arc::new(make());
+                shard.insert(ByNumber(Arc::clone(&made)));
+                made
+            }
+        };
         inode.lookups.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(inode)
+        inode
     }
 
     /// Counts one more lookup of an inode that the table gave out.
     pub(super) fn count_lookup(&self, inode: &Arc<Inode>) {
         let mut shard = self.shard(inode.ino).lock();
         inode.lookups.fetch_add(1, Ordering::Relaxed);
-        shard.entry(inode.ino).or_insert_with(|| Arc::clone(inode));
+        if !shard.contains(&inode.ino) {
+            shard.insert(ByNumber(Arc::clone(inode)));
+        }
     }
 
     /// Takes back `count` lookups; returns the inodes that are not known any more.
@@ -333,7 +389,7 @@ impl InodeTable {
         let mut dropped = Vec::new();
         {
             let shard = self.shard(ino).lock();
-            let Some(inode) = shard.get(&ino) else {
+            let Some(ByNumber(inode)) = shard.get(&ino) else {
                 return dropped;
             };
             let before = inode.lookups.load(Ordering::Relaxed);
@@ -367,7 +423,7 @@ impl InodeTable {
         let mut next = vec![ino];
         while let Some(ino) = next.pop() {
             let mut shard = self.shard(ino).lock();
-            let Some(inode) = shard.get(&ino) else {
+            let Some(ByNumber(inode)) = shard.get(&ino) else {
                 continue;
             };
             if inode.lookups.load(Ordering::Relaxed) > 0 {
@@ -378,9 +434,9 @@ impl InodeTable {
                 self.look_again(ino);
                 continue;
             }
-            let inode = shard.remove(&ino);
+            let inode = shard.take(&ino);
             drop(shard);
-            if let Some(inode) = inode {
+            if let Some(ByNumber(inode)) = inode {
                 // It must not hold its parent any more, who is looked at next.
                 let links = std::mem::take(&mut inode.state.write().links);
                 next.extend(links.iter().map(|link| link.parent.ino));
@@ -403,7 +459,7 @@ impl Drop for InodeTable {
             .shards
             .iter()
             .flat_map(|shard| std::mem::take(&mut *shard.lock()))
-            .map(|(_, inode)| inode)
+            .map(|known| known.0)
             .collect();
         for inode in &known {
             let links = std::mem::take(&mut inode.state.write().links);
@@ -417,7 +473,7 @@ mod tests {
     use super::*;
 
     fn file(ino: u64, parent: &Arc<Inode>) -> Inode {
-        let link = Link { parent: Arc::clone(parent), name: b"x"[..].into() };
+        let link = Link { parent: Arc::clone(parent), name: Name::from(&b"x"[..]) };
         let state = State { links: SmallVec::from_iter([link]), ..State::default() };
         Inode::new(Ino(ino), FileType::Directory, state)
     }

@@ -11,10 +11,11 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::iter;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::{fmt, iter};
 
 use thin_vec::ThinVec;
+use triomphe::ThinArc;
 
 use crate::sys::FileType;
 
@@ -27,8 +28,29 @@ pub enum LayerIndex {
     Lower(u16),
 }
 
-/// A file's name. There are as many as files are known, so who needs one shares it.
-pub(super) type Name = Arc<[u8]>;
+/// A file's name. There are as many as files are known, so who needs one shares it, by one pointer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name(ThinArc<(), u8>);
+
+impl Deref for Name {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.slice
+    }
+}
+
+impl From<&[u8]> for Name {
+    fn from(name: &[u8]) -> Self {
+        Self(ThinArc::from_header_and_slice((), name))
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.escape_ascii())
+    }
+}
 
 /// The layers that make a name, top first: one for a file, all that merge for a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +141,24 @@ impl Hashing {
 }
 
 impl Listing {
+    /// Of these names, all different. Takes less memory than to insert them one by one.
+    pub(super) fn of(hashing: &Hashing, entries: impl Iterator<Item = Entry>) -> Self {
+        let mut placed: Vec<_> = entries.map(|e| (hashing.cookie(&e.name), e)).collect();
+        placed.sort_unstable_by_key(|(cookie, _)| *cookie);
+        let (mut last, mut displaced) = (None, Vec::new());
+        let has_place = |(cookie, entry): (Cookie, Entry)| {
+            if last.replace(cookie) == Some(cookie) {
+                displaced.push(entry);
+                return None;
+            }
+            Some((cookie, entry))
+        };
+        let entries = placed.into_iter().filter_map(has_place).collect();
+        let mut listing = Self { entries, displaced: false };
+        displaced.into_iter().for_each(|entry| listing.insert(hashing, entry));
+        listing
+    }
+
     /// The entry of `name`.
     pub(super) fn get(&self, hashing: &Hashing, name: &[u8]) -> Option<&Entry> {
         let cookie = self.find(hashing, name)?;

@@ -66,7 +66,7 @@ impl Overlay {
             numbering.number(stat.dev, stat.ino);
         }
         let merged = merged.map(|_| DirId::ROOT);
-        let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Box::default(), merged));
+        let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Arc::default(), merged));
         let dirs = dirs.collect();
         state.below = inode::Below::Directories(dirs);
         Ok(Inode::new(Ino::ROOT, FileType::Directory, state))
@@ -204,7 +204,7 @@ impl Overlay {
         let mut state = State {
             links: SmallVec::from_iter([Link {
                 parent: Arc::clone(parent),
-                name: Arc::clone(&entry.name),
+                name: entry.name.clone(),
             }]),
             ..State::default()
         };
@@ -222,18 +222,19 @@ impl Overlay {
                     None => self.stat_lower(dir, entry)?,
                 };
                 if entry.kind != FileType::Directory {
-                    let name = Arc::clone(&entry.name);
+                    let name = entry.name.clone();
                     state.below = inode::Below::File(LowerFile { dir: Arc::clone(dir), name });
                 }
                 stat
             }
         };
         if entry.kind == FileType::Directory {
-            let mut dirs = Vec::new();
+            let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
             let below = merged.as_ref().and_then(merged_index::Entry::directory);
             for source in entry.sources.iter() {
                 if let LayerIndex::Lower(layer) = source {
-                    dirs.push(lower_dir(layer)?.child(name, below));
+                    let part = lower_dir(layer)?.child(name, below, dirs.last());
+                    dirs.push(part);
                 }
                 if !self.is_rich(source) {
                     continue;
@@ -311,7 +312,7 @@ impl Overlay {
             .context("read redirect", name)?;
         let Some(parts) = parts else { return Ok(None) };
         let place =
-            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path, None));
+            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path.into(), None));
         parts.into_iter().map(place).collect::<Result<_>>().map(Some)
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::listing::{Entry, Hashing, LayerIndex, Listing, Sources};
+use super::listing::{Entry, Hashing, LayerIndex, Listing, Name, Sources};
 use crate::layers::lower::LayerDir;
 use crate::layers::merged_index;
 use crate::sys::FileType;
@@ -97,14 +97,11 @@ impl Merge {
 
     /// The merged directory.
     pub(super) fn finish(self, hashing: &Hashing) -> Listing {
-        let mut listing = Listing::default();
-        for (name, fate) in self.names {
-            if let Some(Shown { kind, sources, covers }) = fate.shown {
-                let name = name.into();
-                listing.insert(hashing, Entry { name, kind, sources, covers });
-            }
-        }
-        listing
+        let entry = |(name, fate): (Box<[u8]>, Fate)| {
+            let Shown { kind, sources, covers } = fate.shown?;
+            Some(Entry { name: Name::from(&*name), kind, sources, covers })
+        };
+        Listing::of(hashing, self.names.into_iter().filter_map(entry))
     }
 }
 

@@ -482,7 +482,7 @@ impl Overlay {
                 .context("replace a symlink", &name)?;
             let restored = super::copy_up::restore_times(dir.as_fd(), &before);
             best_effort("restore a directory's times", restored);
-            inode.state.write().upper = Some(UpperFile::named(stat.ino));
+            inode.set_upper(UpperFile::named(stat.ino), None);
             return Ok(());
         }
     }

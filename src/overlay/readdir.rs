@@ -1,6 +1,5 @@
 //! Reading a merged directory.
 
-use std::sync::Arc;
 
 use super::Overlay;
 use super::attr::Attr;
@@ -66,7 +65,7 @@ impl Overlay {
                 .listing(&inode)?
                 .after(cookie)
                 .take(BATCH)
-                .map(|(cookie, entry)| (cookie, Arc::clone(&entry.name), entry.kind))
+                .map(|(cookie, entry)| (cookie, entry.name.clone(), entry.kind))
                 .collect();
             if batch.is_empty() {
                 return Ok(());

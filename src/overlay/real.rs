@@ -86,7 +86,7 @@ impl Overlay {
                 (state.links.first().cloned(), state.upper.clone())
             };
             let upper = upper.ok_or(Error::Stale)?;
-            if let Some(held) = upper.held {
+            if let Some(held) = &upper.held {
                 break held.fd().context("open", b"")?;
             }
             if at.ino == Ino::ROOT {
@@ -123,7 +123,7 @@ impl Overlay {
             let Some(upper) = upper else {
                 return self.lower_object(inode);
             };
-            if let Some(held) = upper.held {
+            if let Some(held) = &upper.held {
                 return held.fd().context("open", b"");
             }
             if let Some(open) = self.fds.get(FdKey::Write(inode.ino)) {
@@ -214,13 +214,13 @@ impl Overlay {
             let state = inode.state.read();
             (state.links.first().cloned(), state.upper.clone(), state.lower())
         };
-        match (upper, link, lower) {
+        match (upper.as_deref(), link, lower) {
             (Some(UpperFile { ino, held: None }), Some(link), _) if link.parent.in_upper() => {
                 let Some(dir) = self.try_upper_dir(&link.parent)? else {
                     return Ok(None);
                 };
                 match sys::statx_at(dir.as_fd(), &link.name) {
-                    Ok(stat) if stat.ino == ino => Ok(Some(stat)),
+                    Ok(stat) if stat.ino == *ino => Ok(Some(stat)),
                     Ok(_) | Err(Errno::NOENT) => Ok(None),
                     Err(errno) => Err(errno).context("stat", &link.name),
                 }

@@ -134,8 +134,8 @@ impl Overlay {
                 let parked = self.upper()?.park(fd.as_fd()).context("park", &entry.name)?;
                 Held::Parked(Arc::new(parked))
             };
-            if let Some(UpperFile { held: slot, .. }) = &mut target.state.write().upper {
-                *slot = Some(held);
+            if let Some(upper) = &mut target.state.write().upper {
+                *upper = Arc::new(UpperFile { ino: upper.ino, held: Some(held) });
             }
         }
         Ok(())

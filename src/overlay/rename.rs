@@ -352,7 +352,7 @@ impl Overlay {
         }
         let lowers = dir.state.read().lower_dirs();
         let parts: Vec<Below> =
-            lowers.iter().map(|dir| Below { depth: dir.layer, path: dir.path.clone() }).collect();
+            lowers.iter().map(|dir| Below { depth: dir.layer, path: dir.path[..].into() }).collect();
         let upper = self.upper_dir(dir)?;
         let mode = sys::fstat(upper.as_fd()).context("stat", b"")?.mode;
         if parts.is_empty() || !self.may_point(mode) {
