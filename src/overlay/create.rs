@@ -9,14 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
-use smallvec::SmallVec;
 
 use super::attr::{self, Attr, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
-use super::inode::{Inode, Link, State, UpperFile};
+use super::inode::Inode;
 use super::listing::Entry;
 use super::ownership::{Owners, write_target};
+use super::state::{Link, Links, State, UpperFile};
 use super::{Overlay, held_name};
 use crate::layers::marks;
 use crate::layers::number::Ino;
@@ -341,7 +341,7 @@ impl Overlay {
     ) -> Arc<Inode> {
         let number = self.number(stat, true);
         let state = State {
-            links: SmallVec::from_iter([Link { parent: Arc::clone(parent), name: name.into() }]),
+            links: Links::One(Link { parent: Arc::clone(parent), name: name.into() }),
             upper: Some(UpperFile::named(stat.ino)),
             ..State::default()
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::inode::{LowerDir, LowerDirId};
+use super::state::{LowerDir, LowerDirId};
 use crate::layers::number::Ino;
 
 /// What a kept descriptor is open for.

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use super::Overlay;
 use super::error::{Context, Result};
-use super::inode::{Below, Inode, LowerDir};
+use super::inode::Inode;
 use super::listing::{self, LayerIndex};
+use super::state::{Below, LowerDir, Parts};
 use crate::layers::lower::Lower;
 use crate::layers::merged_index::{Builder, Entry, MergedIndex, NewEntry, layer_roots};
 use crate::sys::{self, Errno, FileType, Stat};
@@ -89,7 +90,6 @@ impl Overlay {
         let entry = match &state.below {
             Below::File(file) => merged.index.find(file.dir.merged?, &file.name)?,
             Below::Directories(parts) => merged.index.own_entry(parts.first()?.merged?)?,
-            Below::Nothing => return None,
         };
         Some(self.stat_of(&entry))
     }
@@ -103,7 +103,6 @@ impl Overlay {
         let is_known = match &state.below {
             Below::File(file) => file.dir.merged.is_some(),
             Below::Directories(parts) => parts.first().is_some_and(|part| part.merged.is_some()),
-            Below::Nothing => false,
         };
         is_known && state.upper.is_none()
     }
@@ -152,7 +151,7 @@ impl Overlay {
     fn looked_at(&self, dir: &Arc<Inode>, devices: &[u64]) -> Result<Option<Vec<Found>>> {
         let parts = match &dir.state.read().below {
             Below::Directories(parts) => parts.clone(),
-            Below::File(_) | Below::Nothing => Default::default(),
+            Below::File(_) => Parts::default(),
         };
         let mut size = 0;
         for part in parts.iter() {

@@ -7,157 +7,14 @@ use std::borrow::Borrow;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
 
-use super::held::Held;
 use super::listing::{Listing, Name};
-use crate::layers::merged_index::DirId;
+use super::state::{Link, LowerData, State, UpperFile};
 use crate::layers::number::Ino;
-use crate::layers::path;
-use crate::sys::{FileType, Timestamp};
-
-/// Distinguishes lower directories in the fd cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LowerDirId(u64);
-
-/// A directory of a lower layer.
-#[derive(Debug)]
-pub(super) struct LowerDir {
-    pub(super) id: LowerDirId,
-    /// Which lower layer, 0 on top.
-    pub(super) layer: u16,
-    /// Path below the layer's root, empty for the root. Parts of one directory share it.
-    pub(super) path: Arc<[u8]>,
-    /// The merged directory that it is a part of, all of whose parts are known by the index.
-    pub(super) merged: Option<DirId>,
-}
-
-impl LowerDir {
-    pub(super) fn new(layer: u16, path: Arc<[u8]>, merged: Option<DirId>) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = LowerDirId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Self { id, layer, path, merged })
-    }
-
-    /// The directory `name` in this one; `other` is its part in another layer.
-    pub(super) fn child(
-        &self,
-        name: &[u8],
-        merged: Option<DirId>,
-        other: Option<&Arc<Self>>,
-    ) -> Arc<Self> {
-        let path = path::join(&self.path, name);
-        let path = match other {
-            Some(other) if *other.path == *path => Arc::clone(&other.path),
-            _ => path.into(),
-        };
-        Self::new(self.layer, path, merged)
-    }
-}
-
-/// A file that is not a directory, in a lower layer.
-#[derive(Clone, Debug)]
-pub(super) struct LowerFile {
-    pub(super) dir: Arc<LowerDir>,
-    pub(super) name: Name,
-}
-
-impl LowerFile {
-    /// Path below the layer's root.
-    pub(super) fn path(&self) -> Vec<u8> {
-        path::join(&self.dir.path, &self.name)
-    }
-
-    /// The file at this path below the layer's root.
-    pub(super) fn at(layer: u16, path: &[u8]) -> Self {
-        let (dir, name) = path::split(path);
-        Self { dir: LowerDir::new(layer, dir.into(), None), name: name.into() }
-    }
-}
-
-/// A name of an inode in the merged tree.
-#[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) parent: Arc<Inode>,
-    pub(super) name: Name,
-}
-
-impl Link {
-    pub(super) fn is(&self, parent: &Inode, name: &[u8]) -> bool {
-        self.parent.ino == parent.ino && &*self.name == name
-    }
-}
-
-/// An inode's file in upper. Most inodes have none, and so one pointer for it.
-#[derive(Clone, Debug)]
-pub(super) struct UpperFile {
-    /// Its inode number there, by which a path is verified.
-    pub(super) ino: u64,
-    /// What keeps it for as long as the inode is known, once it has no name any more.
-    pub(super) held: Option<Held>,
-}
-
-impl UpperFile {
-    /// One that has a name.
-    pub(super) fn named(ino: u64) -> Arc<Self> {
-        Arc::new(Self { ino, held: None })
-    }
-}
-
-/// Where the data lies of a file that has only its attributes above (metacopy).
-#[derive(Debug)]
-pub(super) struct LowerData {
-    pub(super) file: LowerFile,
-    /// What the data takes, in 512-byte units.
-    pub(super) blocks: u64,
-    /// The file's size and time of change, by which it is known.
-    pub(super) size: u64,
-    pub(super) mtime: Timestamp,
-}
-
-/// What the lower layers have of an inode.
-#[derive(Debug, Default)]
-pub(super) enum Below {
-    /// Nothing: it was made in upper.
-    #[default]
-    Nothing,
-    /// A file, also after its copy-up.
-    File(LowerFile),
-    /// The directories that merge into it, topmost first.
-    Directories(Arc<[Arc<LowerDir>]>),
-}
-
-/// Where an inode lies.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// Its known names; a directory has one, the root and deleted inodes have none.
-    pub(super) links: SmallVec<[Link; 1]>,
-    pub(super) upper: Option<Arc<UpperFile>>,
-    pub(super) below: Below,
-    /// For a metacopy: where its data lies.
-    pub(super) data: Option<Arc<LowerData>>,
-}
-
-impl State {
-    /// The lower layer's file, if it is or was one.
-    pub(super) fn lower(&self) -> Option<LowerFile> {
-        match &self.below {
-            Below::File(file) => Some(file.clone()),
-            Below::Nothing | Below::Directories(_) => None,
-        }
-    }
-
-    /// The lower directories that merge into it, topmost first.
-    pub(super) fn lower_dirs(&self) -> Arc<[Arc<LowerDir>]> {
-        match &self.below {
-            Below::Directories(dirs) => Arc::clone(dirs),
-            Below::Nothing | Below::File(_) => Arc::default(),
-        }
-    }
-}
+use crate::sys::FileType;
 
 /// One file of the union.
 #[derive(Debug)]
@@ -177,7 +34,7 @@ pub(super) struct Inode {
     /// Whether all known names of a changed file are upper's.
     pub(super) linked: AtomicBool,
     /// Names of a directory that were read since it was listed (see `watcher.rs`).
-    pub(super) accessed: AtomicU32,
+    pub(super) accessed: AtomicU16,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -193,7 +50,7 @@ impl Inode {
             attrs: RwLock::new(()),
             synced: AtomicBool::new(false),
             linked: AtomicBool::new(false),
-            accessed: AtomicU32::new(0),
+            accessed: AtomicU16::new(0),
             dir: RwLock::new(None),
         }
     }
@@ -470,11 +327,12 @@ impl Drop for InodeTable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::Links;
     use super::*;
 
     fn file(ino: u64, parent: &Arc<Inode>) -> Inode {
         let link = Link { parent: Arc::clone(parent), name: Name::from(&b"x"[..]) };
-        let state = State { links: SmallVec::from_iter([link]), ..State::default() };
+        let state = State { links: Links::One(link), ..State::default() };
         Inode::new(Ino(ino), FileType::Directory, state)
     }
 

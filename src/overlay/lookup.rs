@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::{MappedRwLockReadGuard, RwLockReadGuard};
-use smallvec::SmallVec;
 
 use super::attr::Attr;
 use super::error::{Context, Error, Result, best_effort};
 use super::indexing::Merged;
-use super::inode::{self, Inode, Link, LowerData, LowerDir, LowerFile, State, UpperFile};
+use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing};
 use super::merge::Merge;
+use super::state::{self, Link, Links, LowerData, LowerDir, LowerFile, State, UpperFile};
 use super::{Overlay, held_name};
 use crate::layers::index::Index;
 use crate::layers::lower::{Lower, read_layer_dir};
@@ -67,8 +67,7 @@ impl Overlay {
         }
         let merged = merged.map(|_| DirId::ROOT);
         let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Arc::default(), merged));
-        let dirs = dirs.collect();
-        state.below = inode::Below::Directories(dirs);
+        state.below = state::Below::Directories(dirs.collect::<Vec<_>>().into());
         Ok(Inode::new(Ino::ROOT, FileType::Directory, state))
     }
 
@@ -185,7 +184,7 @@ impl Overlay {
             used += 1;
         }
         if used < lowers.len() {
-            dir.state.write().below = inode::Below::Directories(lowers[..used].into());
+            dir.state.write().below = state::Below::Directories(lowers[..used].to_vec().into());
         }
         Ok(merge.finish(&self.hashing))
     }
@@ -202,10 +201,7 @@ impl Overlay {
             |layer: u16| lower_dirs.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale);
         let merged = self.merged_entry(&lower_dirs, name);
         let mut state = State {
-            links: SmallVec::from_iter([Link {
-                parent: Arc::clone(parent),
-                name: entry.name.clone(),
-            }]),
+            links: Links::One(Link { parent: Arc::clone(parent), name: entry.name.clone() }),
             ..State::default()
         };
         let stat = match entry.sources.top() {
@@ -223,7 +219,7 @@ impl Overlay {
                 };
                 if entry.kind != FileType::Directory {
                     let name = entry.name.clone();
-                    state.below = inode::Below::File(LowerFile { dir: Arc::clone(dir), name });
+                    state.below = state::Below::File(LowerFile { dir: Arc::clone(dir), name });
                 }
                 stat
             }
@@ -245,7 +241,7 @@ impl Overlay {
                     break;
                 }
             }
-            state.below = inode::Below::Directories(dirs.into());
+            state.below = state::Below::Directories(dirs.into());
         } else if redirect::may_be_metacopy(&stat) && self.is_rich(entry.sources.top()) {
             let layer = entry.sources.top();
             let dir = self.layer_dir(parent, &lower_dirs, layer)?;
@@ -311,8 +307,9 @@ impl Overlay {
             .read_redirect(open.as_fd(), layers_below)
             .context("read redirect", name)?;
         let Some(parts) = parts else { return Ok(None) };
-        let place =
-            |part: Below| Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path.into(), None));
+        let place = |part: Below| {
+            Ok(LowerDir::new(self.layer_below(layer, part.depth)?, part.path.into(), None))
+        };
         parts.into_iter().map(place).collect::<Result<_>>().map(Some)
     }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use super::Overlay;
 use super::error::{Context, Result};
-use super::inode::{Inode, LowerData};
+use super::inode::Inode;
+use super::state::LowerData;
 use crate::layers::private_xattr;
 use crate::layers::redirect::{self, Below, Metacopy};
 use crate::sys::{Stat, Timestamp};

@@ -49,6 +49,7 @@ mod readdir;
 mod real;
 mod remove;
 mod rename;
+mod state;
 mod suidgid;
 mod watcher;
 mod xattr;

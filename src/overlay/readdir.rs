@@ -1,6 +1,5 @@
 //! Reading a merged directory.
 
-
 use super::Overlay;
 use super::attr::Attr;
 use super::error::{Error, Result};

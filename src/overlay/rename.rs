@@ -19,9 +19,10 @@ use smallvec::SmallVec;
 
 use super::copy_up::{Wait, restore_times};
 use super::error::{Context, Error, Result, best_effort};
-use super::inode::{self, Inode};
+use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing, Name};
 use super::lookup::Known;
+use super::state::{self};
 use super::{Overlay, held_name};
 use crate::layers::marks::{self, Meaning};
 use crate::layers::number::Ino;
@@ -278,7 +279,7 @@ impl Overlay {
         if self.upper()?.is_rich() {
             self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", name)?;
         }
-        target.state.write().below = inode::Below::Directories(Arc::default());
+        target.state.write().below = state::Below::default();
         for entry in sys::read_dir(dir.as_fd()).context("read directory", name)? {
             let is_device = entry.kind == FileType::CharacterDevice;
             if marks::meaning(&entry.name) == Meaning::Name && !is_device {
@@ -351,8 +352,10 @@ impl Overlay {
             return Ok(false);
         }
         let lowers = dir.state.read().lower_dirs();
-        let parts: Vec<Below> =
-            lowers.iter().map(|dir| Below { depth: dir.layer, path: dir.path[..].into() }).collect();
+        let parts: Vec<Below> = lowers
+            .iter()
+            .map(|dir| Below { depth: dir.layer, path: dir.path[..].into() })
+            .collect();
         let upper = self.upper_dir(dir)?;
         let mode = sys::fstat(upper.as_fd()).context("stat", b"")?.mode;
         if parts.is_empty() || !self.may_point(mode) {
@@ -385,7 +388,7 @@ impl Overlay {
         }
         let fd = self.upper_dir(dir)?;
         make_opaque_unseen(&fd)?;
-        dir.state.write().below = inode::Below::Directories(Arc::default());
+        dir.state.write().below = state::Below::default();
         names.settle();
         Ok(true)
     }

@@ -44,10 +44,10 @@ impl std::fmt::Debug for Watcher {
 
 /// From how many names on listing them again costs less than asking for each, and which part of
 /// the directory they must be, for all of it is looked at.
-const WORTH_LISTING: u32 = 4;
+const WORTH_LISTING: u16 = 4;
 const WORTH_LISTING_PART: usize = 8;
 /// In place of a count: the kernel was told.
-const TOLD: u32 = u32::MAX;
+const TOLD: u16 = u16::MAX;
 
 impl Overlay {
     /// Sets who is told of what a kernel should ask for again. Only the first is kept.
@@ -61,7 +61,7 @@ impl Overlay {
     pub(super) fn was_accessed(&self, inode: &Inode) {
         let Some(link) = inode.any_link() else { return };
         let count = &link.parent.accessed;
-        let add = |n: u32| (n != TOLD).then(|| n + 1);
+        let add = |n: u16| (n != TOLD).then(|| n + 1);
         let Ok(before) = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) else {
             return;
         };
@@ -70,7 +70,7 @@ impl Overlay {
             return;
         }
         let names = link.parent.dir.read().as_ref().map_or(0, |listing| listing.len());
-        if accessed as usize * WORTH_LISTING_PART >= names
+        if usize::from(accessed) * WORTH_LISTING_PART >= names
             && count.swap(TOLD, Ordering::Relaxed) != TOLD
         {
             self.watcher.tell_of(Stale::Listing(link.parent.ino));
