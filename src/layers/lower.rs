@@ -1,13 +1,12 @@
 //! A lower layer, and reading one directory of a layer with its marks told apart.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::marks::{self, Meaning};
 use super::override_stat::OverrideXattr;
 use super::redirect::Namespace;
+use super::shared_mount::SharedMount;
 use super::{Error, marks::NAME_MAX};
 use crate::sys::{self, Errno, FileType, Stat};
 
@@ -20,6 +19,9 @@ use crate::sys::{self, Errno, FileType, Stat};
 #[derive(Debug)]
 pub struct Lower {
     root: OwnedFd,
+    /// Of the root.
+    device: u64,
+    inode: u64,
     path: PathBuf,
     /// Its path without symlinks, where that was looked at.
     real_path: Option<PathBuf>,
@@ -33,17 +35,19 @@ impl Lower {
     pub fn open_all(paths: &[PathBuf], namespace: Namespace) -> Result<Vec<Self>, Error> {
         let shared = SharedMount::of(paths);
         let open = |(n, path): (usize, &PathBuf)| {
-            let (root, is_private) = match shared.as_ref().and_then(|shared| shared.open(n)) {
-                Some(root) => (root, true),
+            let shared_root = shared.as_ref().and_then(|shared| shared.open(n));
+            let (root, stat, is_private) = match shared_root {
+                Some((root, stat)) => (root, stat, true),
                 None => open_private(path)?,
             };
-            let real_path = shared.as_ref().map(|shared| shared.layers[n].path.clone());
-            Self::new(root, path, namespace).map(|lower| Self { is_private, real_path, ..lower })
+            let real_path = shared.as_ref().map(|shared| shared.path(n).to_owned());
+            let lower = Self::new(root, &stat, path, namespace)?;
+            Ok(Self { is_private, real_path, ..lower })
         };
         paths.iter().enumerate().map(open).collect()
     }
 
-    fn new(root: OwnedFd, path: &Path, namespace: Namespace) -> Result<Self, Error> {
+    fn new(root: OwnedFd, stat: &Stat, path: &Path, namespace: Namespace) -> Result<Self, Error> {
         let failed = |errno| Error::io("read xattrs of", path)(errno);
         // Most have none, which is known by one look.
         let has_xattrs = match sys::list_xattrs(root.as_fd()) {
@@ -57,7 +61,8 @@ impl Lower {
             override_xattr = OverrideXattr::of_layer(root.as_fd()).map_err(failed)?;
         }
         let (path, is_private, real_path) = (path.to_owned(), false, None);
-        Ok(Self { root, path, real_path, is_private, is_rich, override_xattr })
+        let (device, inode) = (stat.dev, stat.ino);
+        Ok(Self { root, device, inode, path, real_path, is_private, is_rich, override_xattr })
     }
 
     /// Where it keeps owners and modes, if not where files have them.
@@ -85,6 +90,11 @@ impl Lower {
         self.root.as_fd()
     }
 
+    /// Device and inode number of the layer's root directory.
+    pub fn number(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     /// Where the layer was found.
     pub fn path(&self) -> &Path {
         &self.path
@@ -92,74 +102,13 @@ impl Lower {
 }
 
 /// Opens a layer as a mount of its own, where that is allowed; whether it is.
-fn open_private(path: &Path) -> Result<(OwnedFd, bool), Error> {
+fn open_private(path: &Path) -> Result<(OwnedFd, Stat, bool), Error> {
     let opened = sys::open_dir(path).map_err(Error::io("open lower", path))?;
+    let stat = sys::fstat(&opened).map_err(Error::io("stat", path))?;
     Ok(match sys::clone_mount(opened.as_fd()) {
-        Ok(private) => (private, true),
-        Err(_) => (opened, false),
+        Ok(private) => (private, stat, true),
+        Err(_) => (opened, stat, false),
     })
-}
-
-/// Layers, at least, for which a shared mount is made: a mount costs as much as a few look-ups.
-const MIN_SHARED: usize = 4;
-
-/// A private mount of a directory that all layers lie in.
-struct SharedMount {
-    mount: OwnedFd,
-    /// The mount that it is a copy of.
-    of_mount: u64,
-    directory: PathBuf,
-    layers: Vec<Place>,
-}
-
-/// Where a layer lies, and what it is.
-struct Place {
-    path: PathBuf,
-    mount: u64,
-    device: u64,
-    inode: u64,
-}
-
-impl SharedMount {
-    /// None if there are few layers, or it is not allowed.
-    fn of(paths: &[PathBuf]) -> Option<Self> {
-        if paths.len() < MIN_SHARED {
-            return None;
-        }
-        let layers =
-            paths.iter().map(|path| Place::of(path)).collect::<sys::Result<Vec<_>>>().ok()?;
-        let mut directory = layers.first()?.path.as_path();
-        while !layers.iter().all(|layer| layer.path.starts_with(directory)) {
-            directory = directory.parent()?;
-        }
-        let dir = sys::open_dir(directory).ok()?;
-        let of_mount = sys::mount_id(dir.as_fd()).ok()?;
-        let mount = sys::clone_mount(dir.as_fd()).ok()?;
-        let directory = directory.to_owned();
-        Some(Self { mount, of_mount, directory, layers })
-    }
-
-    /// Opens a layer; none if it is not there, for something is mounted on the way to it.
-    fn open(&self, n: usize) -> Option<OwnedFd> {
-        let layer = &self.layers[n];
-        if layer.mount != self.of_mount {
-            return None;
-        }
-        let below = layer.path.strip_prefix(&self.directory).ok()?.as_os_str().as_bytes();
-        let root = sys::open_beneath(self.mount.as_fd(), below, sys::O_DIRECTORY).ok()?;
-        let stat = sys::fstat(&root).ok()?;
-        ((stat.dev, stat.ino) == (layer.device, layer.inode)).then_some(root)
-    }
-}
-
-impl Place {
-    fn of(path: &Path) -> sys::Result<Self> {
-        let dir = sys::open_dir(path)?;
-        let (stat, mount) = (sys::fstat(&dir)?, sys::mount_id(dir.as_fd())?);
-        let path = rustix::fs::readlink(sys::proc_path(dir.as_fd()), Vec::new())?;
-        let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
-        Ok(Self { path, mount, device: stat.dev, inode: stat.ino })
-    }
 }
 
 /// An ordinary name in one directory of one layer.

@@ -27,6 +27,7 @@ pub mod override_stat;
 pub mod path;
 pub mod private_xattr;
 pub mod redirect;
+mod shared_mount;
 pub mod upper;
 pub mod volatile;
 

@@ -61,9 +61,8 @@ impl Overlay {
             state.upper = Some(UpperFile::named(stat.ino));
         }
         for lower in lowers.iter() {
-            let stat =
-                sys::fstat(lower.root()).map_err(crate::layers::Error::io("stat", lower.path()))?;
-            numbering.number(stat.dev, stat.ino);
+            let (device, inode) = lower.number();
+            numbering.number(device, inode);
         }
         let merged = merged.map(|_| DirId::ROOT);
         let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Arc::default(), merged));

@@ -36,7 +36,7 @@ pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
     open_dir, open_unmarked, proc_path, reopen, resolve_in,
 };
-pub use stat::{Stat, Timestamp, fstat, mount_id, statx_at};
+pub use stat::{Stat, Timestamp, fstat, fstat_in_mount, statx_at};
 pub use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};
 
 pub use rustix::fs::FileType;

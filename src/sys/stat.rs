@@ -110,9 +110,11 @@ pub fn fstat(fd: impl AsFd) -> Result<Stat> {
     )?)
 }
 
-/// The ID of the mount that an open file was reached by (statx(2), STATX_MNT_ID).
-pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
-    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+/// As [`fstat`], and the ID of the mount that the file was reached by (STATX_MNT_ID).
+pub fn fstat_in_mount(fd: BorrowedFd<'_>) -> Result<(Stat, u64)> {
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+    let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, flags)?;
+    Ok((convert(statx)?, statx.stx_mnt_id))
 }
 
 fn convert(x: rustix::fs::Statx) -> Result<Stat> {
