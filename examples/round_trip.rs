@@ -2,9 +2,12 @@
 //! one file answers stat(2) from a constant, with no caching, and a client asks it again and again.
 //!
 //! `cargo run --release --example round_trip` prints microseconds for each request, by the number
-//! of threads that answer, and with client and daemon on one processor.
+//! of threads that answer, with client and daemon on one processor, and with processors that poll
+//! while they have nothing to do (as with `idle=poll`; it takes root).
 
 use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -75,9 +78,23 @@ fn pin(processors: impl Iterator<Item = usize>) {
     rustix::thread::sched_setaffinity(None, &set).expect("choose processors");
 }
 
+/// Has processors poll until the file is closed (pm_qos_interface.rst of the kernel).
+fn keep_awake() -> Option<File> {
+    let mut file = OpenOptions::new().write(true).open("/dev/cpu_dma_latency").ok()?;
+    file.write_all(&0i32.to_ne_bytes()).ok()?;
+    Some(file)
+}
+
 fn main() {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    for (threads, pinned) in [(1, false), (2, false), (4, false), (1, true), (4, true)] {
+    let on_all = [1, 2, 4].map(|threads| (threads, false, false));
+    let on_one = [1, 4].map(|threads| (threads, true, false));
+    let polling = [1, 2, 4].map(|threads| (threads, false, true));
+    for (threads, pinned, polls) in on_all.into_iter().chain(on_one).chain(polling) {
+        let awake = if polls { keep_awake() } else { None };
+        if polls && awake.is_none() {
+            continue;
+        }
         pin(0..if pinned { 1 } else { cpus });
         let dir = tempfile::tempdir().expect("a directory");
         let mut config = Config::default();
@@ -86,7 +103,11 @@ fn main() {
         config.clone_fd = true;
         let session = fuser::spawn_mount(Null, dir.path(), &config).expect("mount");
         let micros = measure(&dir.path().join("f"));
-        let place = if pinned { "one processor" } else { "all processors" };
+        let place = match (pinned, polls) {
+            (true, _) => "one processor",
+            (false, true) => "all processors, polling",
+            (false, false) => "all processors",
+        };
         println!("{threads} threads, {place}: {micros:.1} us");
         drop(session);
     }

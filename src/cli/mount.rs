@@ -144,7 +144,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let held = store.hold_image(&image)?; // nobody removes it meanwhile
     let mut options = MountOptions::new(store.layer_dirs(&image)?);
     check_layers(&options)?;
-    options.merged_index = store.merged_index(&image)?;
+    options.merged_index = store.merged_index(&image, &options.lowers)?;
     options.ownership = image_ownership(&options.lowers);
     options.lower_devices = true;
     options.volatile = args.volatile;
@@ -159,7 +159,7 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     options.form = args.form.map_or(UpperForm::Rich, UpperForm::from);
     drop(held); // from here on the container keeps it
     let plan = plan(args, options, asked.to_owned(), mountpoint);
-    let started = check_layers(&plan.options).and_then(|()| daemon::start(plan));
+    let started = daemon::start(plan);
     if started.is_err()
         && is_new
         && let Err(error) = store.remove_unused(&container)

@@ -88,23 +88,26 @@ impl Shared {
     /// Looks at each burst, until the mount ends.
     fn keep(&self) {
         let mut last: Option<Instant> = None;
-        while !self.ended.load(Ordering::Relaxed) {
-            let now = Instant::now();
-            if last.is_some_and(|last| now - last < IS_CLOSE) {
-                self.poll();
-                last = None;
-            } else {
-                last = Some(now);
-            }
+        loop {
             std::thread::park();
+            if self.ended.load(Ordering::Relaxed) {
+                return;
+            }
+            let now = Instant::now();
+            if last.is_none_or(|last| now - last >= IS_CLOSE) {
+                last = Some(now);
+                continue;
+            }
+            last = None;
+            if let Err(error) = self.poll() {
+                return log::warn!("idle=poll: {error}");
+            }
         }
     }
 
     /// Has processors poll until requests come seldom.
-    fn poll(&self) {
-        if let Err(error) = self.ask_for(POLL) {
-            return log::warn!("idle=poll: {error}");
-        }
+    fn poll(&self) -> io::Result<()> {
+        self.ask_for(POLL)?;
         self.polls.store(true, Ordering::Relaxed);
         let mut seen = self.requests.load(Ordering::Relaxed);
         while !self.ended.load(Ordering::Relaxed) {
@@ -115,10 +118,8 @@ impl Shared {
             }
             seen = now;
         }
-        if let Err(error) = self.ask_for(WHATEVER) {
-            log::warn!("end of idle=poll: {error}");
-        }
         self.polls.store(false, Ordering::Relaxed);
+        self.ask_for(WHATEVER)
     }
 
     fn ask_for(&self, latency: i32) -> io::Result<()> {

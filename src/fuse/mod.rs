@@ -7,6 +7,7 @@
 mod attach;
 mod awake;
 mod beside;
+mod cache;
 mod convert;
 mod opens;
 mod ops;
@@ -18,16 +19,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, INodeNo, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub use attach::{MountFlag, unmount};
 use awake::Awake;
+use cache::KernelCache;
 use ops::Ops;
 pub use stats::STATS_XATTR;
 
-use crate::overlay::{Overlay, Stale};
+use crate::overlay::Overlay;
 use crate::sys::{self, Errno, MountEntry, MountNamespace};
 
 /// The filesystem type in /proc/mounts.
@@ -211,20 +213,8 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
     };
     let ops = Ops::new(Arc::clone(&overlay), config, awake);
     let (session, auto_unmount) = attach::attach(ops, &mountpoint, config, session_config)?;
-    let notifier = session.notifier();
-    // Times of access do not change for a kernel that mounted read-only.
-    let is_read_only = config.flags.contains(&MountFlag::ReadOnly);
-    overlay.watch(move |stale| {
-        let (ino, offset) = match stale {
-            Stale::Attributes(ino) => (ino, -1), // nothing of what pages hold
-            Stale::Listing(_) if is_read_only => return,
-            Stale::Listing(ino) => (ino, 0),
-        };
-        // An inode that the kernel has forgotten has nothing to be told.
-        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
-            log::debug!("tell the kernel of {}: {error}", ino.0);
-        }
-    });
+    let cache = KernelCache::new(session.notifier(), config);
+    overlay.watch(move |stale| cache.drop_stale(stale));
     Ok(Mounted { session: Some(session), mountpoint, namespace: None, _auto_unmount: auto_unmount })
 }
 

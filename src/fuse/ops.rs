@@ -74,6 +74,7 @@ impl Ops {
         }
     }
 
+    /// Counts a request that somebody waits for.
     fn count(&self, request: Request) {
         self.stats.count(request);
         if let Some(awake) = &self.awake {
@@ -232,7 +233,7 @@ impl Filesystem for Ops {
     }
 
     fn forget(&self, _req: &fuser::Request, ino: INodeNo, nlookup: u64) {
-        self.count(Request::Forget);
+        self.stats.count(Request::Forget); // nobody waits for it
         self.overlay.forget(convert::ino(ino), nlookup);
     }
 
@@ -742,10 +743,12 @@ impl Filesystem for Ops {
             },
             (sys::FS_IOC_FSSETXATTR, data) => match sys::ExtendedFlags::try_from(data) {
                 Err(_) => reply.error(Errno::EINVAL),
-                Ok(flags) => match self.overlay.set_extended_flags(ino, &flags) {
-                    Ok(()) => reply.ioctl(0, &[]),
-                    Err(error) => reply.error(errno("set flags", &error)),
-                },
+                Ok(flags) => self.run(self.overlay.copy_up_waits_for(ino), move |overlay| {
+                    match overlay.set_extended_flags(ino, &flags) {
+                        Ok(()) => reply.ioctl(0, &[]),
+                        Err(error) => reply.error(errno("set flags", &error)),
+                    }
+                }),
             },
             _ => reply.error(Errno::ENOTTY),
         }

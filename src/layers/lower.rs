@@ -19,9 +19,8 @@ use crate::sys::{self, Errno, FileType, Stat};
 #[derive(Debug)]
 pub struct Lower {
     root: OwnedFd,
-    /// Of the root.
-    device: u64,
-    inode: u64,
+    /// Of the root, when it was opened.
+    stat: Stat,
     path: PathBuf,
     /// Its path without symlinks, where that was looked at.
     real_path: Option<PathBuf>,
@@ -41,13 +40,13 @@ impl Lower {
                 None => open_private(path)?,
             };
             let real_path = shared.as_ref().map(|shared| shared.path(n).to_owned());
-            let lower = Self::new(root, &stat, path, namespace)?;
+            let lower = Self::new(root, stat, path, namespace)?;
             Ok(Self { is_private, real_path, ..lower })
         };
         paths.iter().enumerate().map(open).collect()
     }
 
-    fn new(root: OwnedFd, stat: &Stat, path: &Path, namespace: Namespace) -> Result<Self, Error> {
+    fn new(root: OwnedFd, stat: Stat, path: &Path, namespace: Namespace) -> Result<Self, Error> {
         let failed = |errno| Error::io("read xattrs of", path)(errno);
         // Most have none, which is known by one look.
         let has_xattrs = match sys::list_xattrs(root.as_fd()) {
@@ -61,8 +60,7 @@ impl Lower {
             override_xattr = OverrideXattr::of_layer(root.as_fd()).map_err(failed)?;
         }
         let (path, is_private, real_path) = (path.to_owned(), false, None);
-        let (device, inode) = (stat.dev, stat.ino);
-        Ok(Self { root, device, inode, path, real_path, is_private, is_rich, override_xattr })
+        Ok(Self { root, stat, path, real_path, is_private, is_rich, override_xattr })
     }
 
     /// Where it keeps owners and modes, if not where files have them.
@@ -90,9 +88,9 @@ impl Lower {
         self.root.as_fd()
     }
 
-    /// Device and inode number of the layer's root directory.
-    pub fn number(&self) -> (u64, u64) {
-        (self.device, self.inode)
+    /// The attributes of the layer's root directory.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
     }
 
     /// Where the layer was found.

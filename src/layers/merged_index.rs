@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
-use crate::sys::{self, FileType, Mapped, Stat, Timestamp};
+use crate::sys::{FileType, Mapped, Stat, Timestamp};
 
 const MAGIC: &[u8; 8] = b"plyfsmi1";
 const HEADER: usize = 32;
@@ -405,13 +405,6 @@ impl Builder {
         }
         Ok(true)
     }
-}
-
-/// By which layers with these root directories are known.
-pub fn layer_roots<'a>(
-    roots: impl Iterator<Item = std::os::fd::BorrowedFd<'a>>,
-) -> sys::Result<Vec<LayerRoot>> {
-    roots.map(|root| Ok(LayerRoot::of(&sys::fstat(root)?))).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::inode::Inode;
 use super::listing::{self, LayerIndex};
 use super::state::{Below, LowerDir, Parts};
 use crate::layers::lower::Lower;
-use crate::layers::merged_index::{Builder, Entry, MergedIndex, NewEntry, layer_roots};
+use crate::layers::merged_index::{Builder, Entry, LayerRoot, MergedIndex, NewEntry};
 use crate::sys::{self, Errno, FileType, Stat};
 
 /// Inodes that are held at a time while an index is made.
@@ -43,14 +43,17 @@ impl Merged {
         if lowers.iter().any(Lower::is_rich) {
             return Ok(None);
         }
-        let roots = layer_roots(lowers.iter().map(Lower::root)).map_err(error)?;
-        let index = MergedIndex::open(path, &roots)
+        let index = MergedIndex::open(path, &roots_of(lowers))
             .map_err(|cause| error(Errno::from_io_error(&cause).unwrap_or(Errno::IO)))?;
-        let device = |lower: &Lower| sys::fstat(lower.root()).map(|stat| stat.dev);
-        let devices = lowers.iter().map(device).collect::<sys::Result<_>>().map_err(error)?;
+        let devices = lowers.iter().map(|lower| lower.stat().dev).collect();
         let index = index.filter(|index| index.has_overrides() == overrides);
         Ok(index.map(|index| Self { index, devices }))
     }
+}
+
+/// By what an index knows the layers that it was made of.
+fn roots_of(lowers: &[Lower]) -> Vec<LayerRoot> {
+    lowers.iter().map(|lower| LayerRoot::of(lower.stat())).collect()
 }
 
 impl Overlay {
@@ -111,14 +114,12 @@ impl Overlay {
     /// larger than the index's numbers, or has more in a directory, or directories at one depth,
     /// than memory is to be spent on. `scratch` is a directory for unnamed files.
     pub fn build_index(&self, out: &mut impl Write, scratch: &Path) -> Result<bool> {
-        let roots = layer_roots(self.lowers.iter().map(Lower::root)).context("stat", b"")?;
+        let roots = roots_of(&self.lowers);
         if self.upper.is_some() || roots.is_empty() || self.lowers.iter().any(Lower::is_rich) {
             return Ok(false);
         }
-        let root = sys::fstat(self.lowers[0].root()).context("stat", b"")?;
-        let root = self.shown(&self.root, root)?;
-        let devices = self.lowers.iter().map(|lower| Ok(sys::fstat(lower.root())?.dev));
-        let devices = devices.collect::<sys::Result<Vec<_>>>().context("stat", b"")?;
+        let root = self.shown(&self.root, *self.lowers[0].stat())?;
+        let devices: Vec<u64> = self.lowers.iter().map(|lower| lower.stat().dev).collect();
         let written = |e: io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
         let has_overrides = self.owners.overrides.is_some();
         let builder = Builder::new(roots, &root, has_overrides, scratch).map_err(written);

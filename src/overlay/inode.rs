@@ -7,12 +7,13 @@ use std::borrow::Borrow;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::listing::{Listing, Name};
 use super::state::{Link, LowerData, State, UpperFile};
+use super::watcher::Accesses;
 use crate::layers::number::Ino;
 use crate::sys::FileType;
 
@@ -33,8 +34,8 @@ pub(super) struct Inode {
     pub(super) synced: AtomicBool,
     /// Whether all known names of a changed file are upper's.
     pub(super) linked: AtomicBool,
-    /// Names of a directory that were read since it was listed (see `watcher.rs`).
-    pub(super) accessed: AtomicU16,
+    /// A directory's (see `watcher.rs`).
+    pub(super) accesses: Accesses,
     /// A directory's names, once they were needed. Held while a name of it is changed.
     pub(super) dir: RwLock<Option<Box<Listing>>>,
 }
@@ -50,7 +51,7 @@ impl Inode {
             attrs: RwLock::new(()),
             synced: AtomicBool::new(false),
             linked: AtomicBool::new(false),
-            accessed: AtomicU16::new(0),
+            accesses: Accesses::default(),
             dir: RwLock::new(None),
         }
     }

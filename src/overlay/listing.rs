@@ -143,7 +143,11 @@ impl Hashing {
 impl Listing {
     /// Of these names, all different. Takes less memory than to insert them one by one.
     pub(super) fn of(hashing: &Hashing, entries: impl Iterator<Item = Entry>) -> Self {
-        let mut placed: Vec<_> = entries.map(|e| (hashing.cookie(&e.name), e)).collect();
+        Self::placed(hashing, entries.map(|e| (hashing.cookie(&e.name), e)).collect())
+    }
+
+    /// Of names with their hashes, which may be the same.
+    fn placed(hashing: &Hashing, mut placed: Vec<(Cookie, Entry)>) -> Self {
         placed.sort_unstable_by_key(|(cookie, _)| *cookie);
         let (mut last, mut displaced) = (None, Vec::new());
         let has_place = |(cookie, entry): (Cookie, Entry)| {
@@ -261,6 +265,18 @@ mod tests {
         seen.sort();
         seen.dedup();
         assert_eq!(seen.len(), 1000);
+    }
+
+    #[test]
+    fn names_of_one_hash_are_all_there() {
+        let hashing = Hashing::default();
+        let home = hashing.cookie(b"late");
+        let placed = vec![(home, entry("squatter")), (home, entry("late")), (home, entry("last"))];
+        let listing = Listing::placed(&hashing, placed);
+        assert_eq!(listing.len(), 3);
+        for name in ["late", "last"] {
+            assert_eq!(&*listing.get(&hashing, name.as_bytes()).unwrap().name, name.as_bytes());
+        }
     }
 
     #[test]

@@ -61,8 +61,7 @@ impl Overlay {
             state.upper = Some(UpperFile::named(stat.ino));
         }
         for lower in lowers.iter() {
-            let (device, inode) = lower.number();
-            numbering.number(device, inode);
+            numbering.number(lower.stat().dev, lower.stat().ino);
         }
         let merged = merged.map(|_| DirId::ROOT);
         let dirs = (0..lowers.len()).map(|n| LowerDir::new(n as u16, Arc::default(), merged));

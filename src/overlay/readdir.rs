@@ -46,8 +46,9 @@ impl Overlay {
         mut take: impl FnMut(&DirEntry) -> bool,
     ) -> Result<()> {
         let inode = self.inode(dir)?;
-        if cookie == 0 {
-            self.is_listed(&inode);
+        let begin = cookie;
+        if begin == 0 {
+            inode.accesses.begin_listing();
             self.was_accessed(&inode);
         }
         if cookie < DOT && !take(&DirEntry::dot(b".", dir, DOT)) {
@@ -67,6 +68,9 @@ impl Overlay {
                 .map(|(cookie, entry)| (cookie, entry.name.clone(), entry.kind))
                 .collect();
             if batch.is_empty() {
+                if cookie == begin {
+                    inode.accesses.end_listing(); // this answer is empty
+                }
                 return Ok(());
             }
             for (next, held_name, kind) in batch {

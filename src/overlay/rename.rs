@@ -15,14 +15,13 @@ use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
-use smallvec::SmallVec;
 
 use super::copy_up::{Wait, restore_times};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing, Name};
 use super::lookup::Known;
-use super::state::{self};
+use super::state;
 use super::{Overlay, held_name};
 use crate::layers::marks::{self, Meaning};
 use crate::layers::number::Ino;
@@ -412,7 +411,7 @@ fn names_of<'a>(locked: &'a mut Locked<'_>, dir: &Inode) -> Option<&'a mut Listi
 
 /// Locks the names of up to three directories in the order of their numbers.
 fn lock<'a>(dirs: [Option<&'a Arc<Inode>>; 3]) -> Locked<'a> {
-    let mut dirs: SmallVec<[&Arc<Inode>; 3]> = dirs.into_iter().flatten().collect();
+    let mut dirs: Vec<&Arc<Inode>> = dirs.into_iter().flatten().collect();
     dirs.sort_by_key(|dir| dir.ino);
     dirs.dedup_by_key(|dir| dir.ino);
     dirs.into_iter().map(|dir| (dir.ino, dir.dir.write())).collect()

@@ -177,7 +177,8 @@ impl From<Vec<Arc<LowerDir>>> for Parts {
     }
 }
 
-/// What the lower layers have of an inode.
+/// What the lower layers have of an inode. A third variant would make it larger: there is one value
+/// for another in what a file has.
 #[derive(Debug)]
 pub(super) enum Below {
     /// A file, also after its copy-up.

@@ -1,10 +1,11 @@
 //! Telling a kernel that caches what it was told, where no reply does.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::Overlay;
 use super::inode::Inode;
+use super::state::Link;
 use crate::layers::number::Ino;
 
 /// What of its cache the kernel should drop.
@@ -18,7 +19,7 @@ pub enum Stale {
 
 /// See [`Overlay::watch`].
 #[derive(Default)]
-pub(super) struct Watcher(OnceLock<Box<dyn Fn(Stale) + Send + Sync>>);
+pub(super) struct Watcher(OnceLock<Box<dyn Fn(Stale) -> bool + Send + Sync>>);
 
 impl Watcher {
     /// Attributes have changed: to be called before the reply to who changed them.
@@ -29,10 +30,8 @@ impl Watcher {
         self.tell_of(Stale::Attributes(ino));
     }
 
-    fn tell_of(&self, stale: Stale) {
-        if let Some(watcher) = self.0.get() {
-            watcher(stale);
-        }
+    fn tell_of(&self, stale: Stale) -> bool {
+        self.0.get().is_some_and(|watcher| watcher(stale))
     }
 }
 
@@ -42,16 +41,49 @@ impl std::fmt::Debug for Watcher {
     }
 }
 
-/// From how many names on listing them again costs less than asking for each, and which part of
-/// the directory they must be, for all of it is looked at.
+/// From how many accesses on listing the names again costs less than asking for each, and which part
+/// of the directory they must be, for all of it is looked at.
 const WORTH_LISTING: u16 = 4;
 const WORTH_LISTING_PART: usize = 8;
-/// In place of a count: the kernel was told.
-const TOLD: u16 = u16::MAX;
+
+/// How often the names of a directory were accessed since the kernel has listed it: reads from the
+/// beginning of a file, and listings. It is counted up to 65,534: of a directory of more than
+/// eight times as many names the kernel keeps its listing.
+#[derive(Debug)]
+pub(super) struct Accesses(AtomicU16);
+
+impl Accesses {
+    /// In place of a count: the kernel has no whole listing to drop. What is dropped while it
+    /// fills one in, it would never fill in again.
+    const NOT_LISTED: u16 = u16::MAX;
+
+    /// The kernel begins to list.
+    pub(super) fn begin_listing(&self) {
+        self.0.store(Self::NOT_LISTED, Ordering::Relaxed);
+    }
+
+    /// The kernel has listed all names, and has all their attributes.
+    pub(super) fn end_listing(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts one more access.
+    fn count(&self) -> Option<u16> {
+        let add = |n: u16| (n < Self::NOT_LISTED - 1).then(|| n + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok().map(|before| before + 1)
+    }
+}
+
+impl Default for Accesses {
+    fn default() -> Self {
+        Self(AtomicU16::new(Self::NOT_LISTED))
+    }
+}
 
 impl Overlay {
-    /// Sets who is told of what a kernel should ask for again. Only the first is kept.
-    pub fn watch(&self, watcher: impl Fn(Stale) + Send + Sync + 'static) {
+    /// Sets who is told of what a kernel should ask for again, and says whether it will be. Only the
+    /// first is kept.
+    pub fn watch(&self, watcher: impl Fn(Stale) -> bool + Send + Sync + 'static) {
         let _ = self.watcher.0.set(Box::new(watcher));
     }
 
@@ -59,26 +91,20 @@ impl Overlay {
     /// stat(2) will ask for its attributes. Where that is so for many names of a directory, the
     /// kernel had better list it again when it is listed: one request brings the attributes of all.
     pub(super) fn was_accessed(&self, inode: &Inode) {
-        let Some(link) = inode.any_link() else { return };
-        let count = &link.parent.accessed;
-        let add = |n: u16| (n != TOLD).then(|| n + 1);
-        let Ok(before) = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) else {
+        let Some(Link { parent, .. }) = inode.any_link() else { return };
+        let Some(accesses) = parent.accesses.count().filter(|n| *n >= WORTH_LISTING) else {
             return;
         };
-        let accessed = before + 1;
-        if accessed < WORTH_LISTING {
+        // Who changes the directory at this moment is not waited for: the next access counts too.
+        let names =
+            parent.dir.try_read().map(|names| names.as_ref().map_or(0, |names| names.len()));
+        let is_worth_it = |names| usize::from(accesses) * WORTH_LISTING_PART >= names;
+        if !names.is_some_and(is_worth_it) {
             return;
         }
-        let names = link.parent.dir.read().as_ref().map_or(0, |listing| listing.len());
-        if usize::from(accessed) * WORTH_LISTING_PART >= names
-            && count.swap(TOLD, Ordering::Relaxed) != TOLD
-        {
-            self.watcher.tell_of(Stale::Listing(link.parent.ino));
+        parent.accesses.begin_listing();
+        if !self.watcher.tell_of(Stale::Listing(parent.ino)) {
+            parent.accesses.end_listing();
         }
-    }
-
-    /// Notes that the kernel lists a directory, and gets the attributes of its names.
-    pub(super) fn is_listed(&self, dir: &Arc<Inode>) {
-        dir.accessed.store(0, Ordering::Relaxed);
     }
 }

@@ -4,12 +4,12 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::digest::ImageId;
 use super::{Result, Store};
-use crate::layers::merged_index::{MergedIndex, layer_roots};
+use crate::layers::merged_index::{LayerRoot, MergedIndex};
 use crate::layers::override_stat::OverrideXattr;
 use crate::overlay::{MountOptions, Overlay, Overrides, Ownership};
 use crate::sys;
@@ -17,18 +17,18 @@ use crate::sys;
 const NAME: &str = "merged-index";
 
 impl Store {
-    /// The merged index of an image's layers; `None` if they can have none.
-    pub fn merged_index(&self, image: &ImageId) -> Result<Option<PathBuf>> {
+    /// The merged index of an image, whose layers are these directories; `None` if they can have
+    /// none.
+    pub fn merged_index(&self, image: &ImageId, layers: &[PathBuf]) -> Result<Option<PathBuf>> {
         let Some(top) = self.chain_ids(image)?.pop() else {
             return Ok(None); // no layer
         };
         let path = self.chain_path(&top).join(NAME);
-        let layers = self.layer_dirs(image)?;
-        if is_index_of(&path, &layers) {
+        if is_index_of(&path, layers) {
             return Ok(Some(path));
         }
-        let mut options = MountOptions::new(layers);
-        options.ownership = image_ownership(&options.lowers);
+        let mut options = MountOptions::new(layers.to_vec());
+        options.ownership = image_ownership(layers);
         options.lower_devices = true;
         match self.write_index(&options, &path) {
             Ok(is_written) => Ok(is_written.then_some(path)),
@@ -76,7 +76,7 @@ pub fn image_ownership(layers: &[PathBuf]) -> Ownership {
 
 /// Whether the index is there, and that of these layers.
 fn is_index_of(path: &Path, layers: &[PathBuf]) -> bool {
-    let roots: sys::Result<Vec<OwnedFd>> = layers.iter().map(|dir| sys::open_dir(dir)).collect();
-    let known_by = roots.and_then(|roots| layer_roots(roots.iter().map(AsFd::as_fd)));
-    known_by.is_ok_and(|roots| MergedIndex::open(path, &roots).is_ok_and(|index| index.is_some()))
+    let root = |dir: &PathBuf| Ok(LayerRoot::of(&sys::fstat(sys::open_dir(dir)?)?));
+    let roots: sys::Result<Vec<LayerRoot>> = layers.iter().map(root).collect();
+    roots.is_ok_and(|roots| MergedIndex::open(path, &roots).is_ok_and(|index| index.is_some()))
 }
