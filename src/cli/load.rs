@@ -119,11 +119,9 @@ const MAX_INDEXED: usize = 16;
 /// Makes the images' indexes now, so that their first mount need not.
 pub(super) fn finish_images(store: &Store, report: &Report) {
     for loaded in report.images.iter().take(MAX_INDEXED) {
-        let indexed = || {
-            let _held = store.hold_image(&loaded.id)?;
-            store.merged_index(&loaded.id, &store.layer_dirs(&loaded.id)?)
-        };
-        match indexed() {
+        let indexed =
+            store.hold_image(&loaded.id).and_then(|_held| store.mount_options(&loaded.id));
+        match indexed {
             Ok(_) | Err(Error::NoImage { .. }) => {} // removed meanwhile
             Err(error) => log::warn!("index the image: {error}"), // it can be mounted without
         }

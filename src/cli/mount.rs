@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use super::daemon::{self, Plan};
 use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag};
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
-use crate::store::{Store, image_ownership};
+use crate::store::Store;
 
 /// Arguments of `plyfs mount`.
 #[derive(Debug, clap::Args)]
@@ -142,11 +142,8 @@ fn mount_image(root: &Path, args: &Args, image: &Path, mountpoint: &Path) -> any
     let store = Store::open(root)?;
     let image = store.find_image(asked)?;
     let held = store.hold_image(&image)?; // nobody removes it meanwhile
-    let mut options = MountOptions::new(store.layer_dirs(&image)?);
+    let mut options = store.mount_options(&image)?;
     check_layers(&options)?;
-    options.merged_index = store.merged_index(&image, &options.lowers)?;
-    options.ownership = image_ownership(&options.lowers);
-    options.lower_devices = true;
     options.volatile = args.volatile;
     options.accept_loss = args.accept_loss;
     if args.read_only {

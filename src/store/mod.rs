@@ -41,7 +41,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use digest::ImageId;
-pub use stack_index::image_ownership;
 pub use staging::Staging;
 
 /// Why the store could not do something.

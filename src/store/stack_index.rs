@@ -17,26 +17,27 @@ use crate::sys;
 const NAME: &str = "merged-index";
 
 impl Store {
-    /// The merged index of an image, whose layers are these directories; `None` if they can have
-    /// none.
-    pub fn merged_index(&self, image: &ImageId, layers: &[PathBuf]) -> Result<Option<PathBuf>> {
+    /// How an image's layers are mounted: with their merged index, which is made if it is not there,
+    /// if they can have one.
+    pub fn mount_options(&self, image: &ImageId) -> Result<MountOptions> {
+        let mut options = MountOptions::new(self.layer_dirs(image)?);
+        options.lower_devices = true;
+        options.ownership = ownership(false);
         let Some(top) = self.chain_ids(image)?.pop() else {
-            return Ok(None); // no layer
+            return Ok(options); // no layer
         };
         let path = self.chain_path(&top).join(NAME);
-        if is_index_of(&path, layers) {
-            return Ok(Some(path));
+        if let Some(index) = index_of(&path, &options.lowers) {
+            options.ownership = ownership(index.has_overrides());
+            options.merged_index = Some(path);
+            return Ok(options);
         }
-        let mut options = MountOptions::new(layers.to_vec());
-        options.ownership = image_ownership(layers);
-        options.lower_devices = true;
+        options.ownership = ownership(options.lowers.iter().any(|layer| keeps_owners(layer)));
         match self.write_index(&options, &path) {
-            Ok(is_written) => Ok(is_written.then_some(path)),
-            Err(reason) => {
-                log::debug!("index {}: {reason}", image.hex()); // a mount does without
-                Ok(None)
-            }
+            Ok(is_written) => options.merged_index = is_written.then_some(path),
+            Err(reason) => log::debug!("index {}: {reason}", image.hex()), // a mount does without
         }
+        Ok(options)
     }
 
     /// Makes an index; false if there can be none.
@@ -59,24 +60,26 @@ impl Store {
     }
 }
 
-/// Who owns the files of an image's layers: who could not give a layer's files to their owners keeps
-/// them in xattrs, and tells so on the layer's root. An image cannot: those xattrs are not unpacked.
-pub fn image_ownership(layers: &[PathBuf]) -> Ownership {
-    let is_kept = |dir: &PathBuf| {
-        let kept = sys::open_dir(dir).and_then(|root| OverrideXattr::of_layer(root.as_fd()));
-        kept == Ok(Some(OverrideXattr::Containers))
-    };
-    let mut ownership = Ownership { overrides: Overrides::No, ..Ownership::default() };
-    if layers.iter().any(is_kept) {
-        ownership.overrides = Overrides::In(OverrideXattr::Containers);
-        ownership.symlinks_are = Some((0, 0));
-    }
-    ownership
+/// Whether a layer's files have owners that who unpacked it could not give them: then xattrs have
+/// them, which its root tells. An image cannot say so: those xattrs are not unpacked.
+fn keeps_owners(layer: &Path) -> bool {
+    let kept = sys::open_dir(layer).and_then(|root| OverrideXattr::of_layer(root.as_fd()));
+    kept == Ok(Some(OverrideXattr::Containers))
 }
 
-/// Whether the index is there, and that of these layers.
-fn is_index_of(path: &Path, layers: &[PathBuf]) -> bool {
+/// Who owns the files of an image, of whose layers some keep owners in xattrs or none does.
+fn ownership(keeps_owners: bool) -> Ownership {
+    let overrides = match keeps_owners {
+        true => Overrides::In(OverrideXattr::Containers),
+        false => Overrides::No,
+    };
+    let symlinks_are = keeps_owners.then_some((0, 0));
+    Ownership { overrides, symlinks_are, ..Ownership::default() }
+}
+
+/// The index, if it is there and that of these layers.
+fn index_of(path: &Path, layers: &[PathBuf]) -> Option<MergedIndex> {
     let root = |dir: &PathBuf| Ok(LayerRoot::of(&sys::fstat(sys::open_dir(dir)?)?));
     let roots: sys::Result<Vec<LayerRoot>> = layers.iter().map(root).collect();
-    roots.is_ok_and(|roots| MergedIndex::open(path, &roots).is_ok_and(|index| index.is_some()))
+    MergedIndex::open(path, &roots.ok()?).ok()?
 }
