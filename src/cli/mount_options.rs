@@ -578,6 +578,7 @@ mod tests {
             (&["-o", "lowerdir=a,volatile=0", "m"], "volatile takes no value"),
             (&["-o", "lowerdir=a,ro=0", "m"], "ro takes no value"),
             (&["-o", "lowerdir=a,io=fast", "m"], "io is auto, cache or passthrough"),
+            (&["-o", "lowerdir=a,idle=spin", "m"], "idle is sleep or poll, not spin"),
             (&["a", "b", "c", "-o", "lowerdir=a"], "unexpected argument c"),
         ];
         for (line, expected) in table {

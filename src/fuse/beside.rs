@@ -154,3 +154,23 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_workers_wait_for_disks() {
+        let beside = Beside::new(4);
+        let waits = || beside.place(Wait::Disk);
+        let (first, second) = (waits(), waits());
+        assert!(matches!((&first, &second), (Place::Here(Some(_)), Place::Here(Some(_)))));
+        assert!(matches!(waits(), Place::Beside));
+        assert!(matches!(beside.place(Wait::Copy), Place::Beside));
+        assert!(matches!(beside.place(Wait::Nothing), Place::Here(None)));
+        drop(first);
+        assert!(matches!(waits(), Place::Here(Some(_))));
+        // One that answers all does not wait at all.
+        assert!(matches!(Beside::new(1).place(Wait::Disk), Place::Beside));
+    }
+}

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::common::is_root;
-use crate::common::mounted::{Mount, fails, plyfs, wait_until};
+use crate::common::mounted::{Mount, fails, plyfs, run, wait_until};
 use crate::need_mount;
 
 /// As `find -printf` does.
@@ -56,6 +56,20 @@ fn a_directory_of_which_few_files_were_read_stays_listed() {
     read(&m, 0..4);
     let [attrs, listings] = requests(&m, ["GETATTR", "READDIRPLUS"], || list_and_stat(&m));
     assert!(attrs >= 4 && listings == 0, "{attrs} GETATTR, {listings} READDIRPLUS");
+}
+
+/// There the kernel believes in times of access, read or not.
+#[test]
+fn a_directory_of_a_read_only_mount_stays_listed() {
+    need_mount!();
+    let m = with_files(40);
+    m.unmount();
+    run(plyfs().args(["mount", "--lower"]).arg(m.lower(0)).arg(m.merged()));
+    list_and_stat(&m);
+    read(&m, 0..40);
+    std::thread::sleep(std::time::Duration::from_millis(200)); // who would drop it has a thread
+    let requests = requests(&m, ["GETATTR", "READDIRPLUS"], || list_and_stat(&m));
+    assert_eq!(requests, [0, 0]);
 }
 
 /// What is read while the kernel fills in its listing must not keep it from having one.
