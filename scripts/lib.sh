@@ -36,6 +36,15 @@ check_fuse() {
     fi
 }
 
+# Runs a command while the kernel offers io_uring to FUSE mounts, with tests that use it.
+uring_switch=/sys/module/fuse/parameters/enable_uring
+with_uring() (
+    before=$(cat "$uring_switch")
+    trap 'echo "$before" > "$uring_switch"' EXIT
+    echo Y > "$uring_switch"
+    PLYFS_TEST_URING=on "$@"
+)
+
 # A mount of the script's own: `make_mount` makes $dir with lower, upper, work and m (the
 # mountpoint), `mount_it [OPTION...]` mounts it, and all of it goes when the script ends.
 make_mount() {
@@ -45,7 +54,7 @@ make_mount() {
     mkdir "$dir/lower" "$dir/upper" "$dir/work" "$dir/m"
 }
 mount_it() {
-    "$built/plyfs" mount ${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
+    "$built/plyfs" mount ${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} ${PLYFS_TEST_URING:+--io-uring "$PLYFS_TEST_URING"} "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
 }
 unmount_it() { "$built/plyfs" umount "$dir/m"; }
 remove_mount() {

@@ -91,7 +91,7 @@ fn wait_until_ready(reader: OwnedFd) -> anyhow::Result<()> {
 fn run_daemon(plan: Plan, mut parent: File) -> bool {
     let closed = sys::close_inherited().context("close the caller's files");
     let mounted = closed.and_then(|()| mount(plan)).and_then(|mut mounted| {
-        detach_from_caller().context("detach from the caller")?;
+        detach_from_caller(mounted.has_ring()).context("detach from the caller")?;
         mounted.leave_namespace();
         Ok(mounted)
     });
@@ -102,7 +102,9 @@ fn run_daemon(plan: Plan, mut parent: File) -> bool {
     drop(parent);
     // A parent that is gone cannot be told; the mount is as good.
     let _ = told;
-    mounted.is_ok_and(|mounted| mounted.serve().is_ok())
+    mounted.is_ok_and(|mounted| {
+        mounted.serve().inspect_err(|error| log::error!("serve: {error}")).is_ok()
+    })
 }
 
 fn mount(plan: Plan) -> anyhow::Result<Mounted> {
@@ -132,8 +134,15 @@ pub(super) fn mountpoint_of(holder: &str) -> &str {
 }
 
 /// Lets go of the caller's terminal, directory and streams.
-fn detach_from_caller() -> anyhow::Result<()> {
-    rustix::process::setsid()?;
+///
+/// Who is to share processors with the caller stays in its session, for the scheduler makes a group of
+/// each (sched(7), autogroup), and moves whom a thread of another group wakes to a processor that
+/// sleeps. Signals of the terminal go to its foreground group alone.
+fn detach_from_caller(shares_processors: bool) -> anyhow::Result<()> {
+    match shares_processors {
+        true => rustix::process::setpgid(None, None)?,
+        false => drop(rustix::process::setsid()?),
+    }
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;

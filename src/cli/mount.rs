@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
-use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag};
+use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag, Uring};
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::Store;
 
@@ -50,6 +50,9 @@ pub(super) struct Args {
     /// What processors do while they wait for a request
     #[arg(long, value_name = "MODE", default_value = "sleep")]
     idle: IdleMode,
+    /// Whether requests come by io_uring, which is faster
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    io_uring: UringMode,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -89,6 +92,27 @@ impl From<IdleMode> for Idle {
         match mode {
             IdleMode::Sleep => Self::Sleep,
             IdleMode::Poll => Self::Poll,
+        }
+    }
+}
+
+/// [`Uring`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum UringMode {
+    /// Where the kernel offers it (Linux 6.14, where root has switched it on)
+    Auto,
+    /// Fail where it does not
+    On,
+    /// By /dev/fuse
+    Off,
+}
+
+impl From<UringMode> for Uring {
+    fn from(mode: UringMode) -> Self {
+        match mode {
+            UringMode::Auto => Self::Auto,
+            UringMode::On => Self::On,
+            UringMode::Off => Self::Off,
         }
     }
 }
@@ -198,6 +222,7 @@ fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -
         config: MountConfig {
             io: args.io.into(),
             idle: args.idle.into(),
+            uring: args.io_uring.into(),
             checks_permissions,
             ..config
         },
@@ -219,7 +244,8 @@ fn check_free(mountpoint: &Path) -> anyhow::Result<()> {
     let shown = mountpoint.display();
     let found = mountpoint.canonicalize().and_then(|at| Ok((at.metadata()?.is_dir(), at)));
     let (is_dir, absolute) = match found {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+        // The second is what a mount says whose requests came by io_uring.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {
             bail!("mountpoint {shown}: a dead mount is there; unmount it first (plyfs umount)")
         }
         result => result.with_context(|| format!("mountpoint {shown}"))?,

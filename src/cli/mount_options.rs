@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::fuse::{Allow, Idle, Io, MountFlag};
+use crate::fuse::{Allow, Idle, Io, MountFlag, Uring};
 use crate::layers::override_stat::OverrideXattr;
 use crate::overlay::{Atime, Overrides, Ownership, UpperForm};
 
@@ -41,6 +41,8 @@ pub(super) struct Options {
     pub(super) max_write: Option<u32>,
     pub(super) io: Io,
     pub(super) idle: Idle,
+    /// How requests come from the kernel.
+    pub(super) uring: Uring,
     pub(super) foreground: bool,
     pub(super) debug: bool,
     /// Options that have no meaning here, to be warned of.
@@ -285,6 +287,14 @@ impl Options {
                     "sleep" => Idle::Sleep,
                     "poll" => Idle::Poll,
                     other => bail!("idle is sleep or poll, not {other}"),
+                }
+            }
+            "io_uring" => {
+                self.uring = match value.bytes {
+                    None | Some(b"on") => Uring::On,
+                    Some(b"auto") => Uring::Auto,
+                    Some(b"off") => Uring::Off,
+                    Some(_) => bail!("io_uring is auto, on or off, not {}", value.text()?),
                 }
             }
             // What is written is cached by the kernel in any case, and passed on at once.
@@ -579,6 +589,7 @@ mod tests {
             (&["-o", "lowerdir=a,ro=0", "m"], "ro takes no value"),
             (&["-o", "lowerdir=a,io=fast", "m"], "io is auto, cache or passthrough"),
             (&["-o", "lowerdir=a,idle=spin", "m"], "idle is sleep or poll, not spin"),
+            (&["-o", "lowerdir=a,io_uring=1", "m"], "io_uring is auto, on or off, not 1"),
             (&["a", "b", "c", "-o", "lowerdir=a"], "unexpected argument c"),
         ];
         for (line, expected) in table {

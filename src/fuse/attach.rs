@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Session};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::ops::Ops;
-use super::{Allow, Error, Io, MountConfig};
+use super::device::{self, Device};
+use super::{Allow, Error, MountConfig};
 use crate::sys::Errno;
 
 /// The setuid helper that mounts and unmounts for ordinary users (fuse3).
@@ -79,16 +78,12 @@ pub(super) fn check_mountpoint(path: &Path) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-/// Mounts and shakes hands with the kernel.
-///
-/// The mounting is our own, not fuser's: its session detaches the *path* when it ends, also
-/// when the tree was unmounted long before, and so could detach its successor.
+/// Mounts: the connection, on which the kernel waits for an answer, and what keeps the helper
+/// waiting.
 pub(super) fn attach(
-    ops: Ops,
     mountpoint: &Path,
     config: &MountConfig,
-    session: Config,
-) -> Result<(Session<Ops>, Option<UnixStream>), Error> {
+) -> Result<(Device, Option<UnixStream>), Error> {
     let device = open_device()?;
     let refused = |message| Error::Refused { path: mountpoint.display().to_string(), message };
     if config.auto_unmount && config.allow == Allow::Owner && !rustix::process::getuid().is_root() {
@@ -109,27 +104,18 @@ pub(super) fn attach(
         }
         Err(errno) => return Err(refused(errno.to_string())),
     };
-    let acl = session.acl;
-    let session = Session::from_fd(ops, device, acl, session).map_err(|error| {
-        // Nobody will serve it: take it away again. The first error is the one to tell.
-        let _ = unmount(mountpoint, true);
-        match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) if config.io == Io::Passthrough => Error::NoPassthrough,
-            _ => refused(error.to_string()),
-        }
-    })?;
-    Ok((session, helper.filter(|_| config.auto_unmount)))
+    Ok((Device::new(device), helper.filter(|_| config.auto_unmount)))
 }
 
 pub(super) fn open_device() -> Result<File, Error> {
-    OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|error| {
+    OpenOptions::new().read(true).write(true).open(device::PATH).map_err(|error| {
         match error.kind() {
             io::ErrorKind::NotFound => Error::NoDevice,
             io::ErrorKind::PermissionDenied => Error::DeviceDenied,
             _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
                 Error::NoDevice
             }
-            _ => Error::Refused { path: "/dev/fuse".into(), message: error.to_string() },
+            _ => Error::Refused { path: device::PATH.into(), message: error.to_string() },
         }
     })
 }

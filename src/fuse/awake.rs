@@ -63,7 +63,10 @@ impl Awake {
         let keeper = self.keeper.get_or_init(|| {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("awake".into());
-            let spawned = thread.spawn(move || shared.keep());
+            let spawned = thread.spawn(move || {
+                crate::sys::leave_processor();
+                shared.keep();
+            });
             spawned.inspect_err(|error| log::warn!("idle=poll: no thread: {error}")).ok()
         });
         if let Some(keeper) = keeper {

@@ -2,13 +2,14 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
 use super::MountConfig;
 use super::attach::MountFlag;
+use super::device::Device;
 use crate::layers::number::Ino;
 use crate::overlay::Stale;
+use crate::sys;
 
 /// Listings that wait to be dropped.
 const MAX_WAITING: usize = 64;
@@ -16,7 +17,7 @@ const MAX_WAITING: usize = 64;
 /// The kernel's side of a mount.
 #[derive(Debug)]
 pub(super) struct KernelCache {
-    notifier: Notifier,
+    device: Device,
     /// Whether it pays to drop listings: not where times of access never change, for the kernel
     /// mounted read-only, nor where it asks for attributes at each time.
     drops_listings: bool,
@@ -25,10 +26,10 @@ pub(super) struct KernelCache {
 }
 
 impl KernelCache {
-    pub(super) fn new(notifier: Notifier, config: &MountConfig) -> Self {
+    pub(super) fn new(device: Device, config: &MountConfig) -> Self {
         let is_read_only = config.flags.contains(&MountFlag::ReadOnly);
         let drops_listings = !is_read_only && config.timeout.is_none_or(|ttl| !ttl.is_zero());
-        Self { notifier, drops_listings, listings: Mutex::default() }
+        Self { device, drops_listings, listings: Mutex::default() }
     }
 
     /// Has the kernel drop what is stale; false if it will not.
@@ -40,7 +41,7 @@ impl KernelCache {
     pub(super) fn drop_stale(&self, stale: Stale) -> bool {
         match stale {
             Stale::Attributes(ino) => {
-                drop_cached(&self.notifier, ino, ATTRIBUTES_ALONE);
+                drop_cached(&self.device, ino, ATTRIBUTES_ALONE);
                 true
             }
             Stale::Listing(ino) => self.drops_listings && self.queue_listing(ino),
@@ -50,7 +51,7 @@ impl KernelCache {
     fn queue_listing(&self, ino: Ino) -> bool {
         let mut listings = self.listings.lock();
         if listings.is_none() {
-            *listings = start(self.notifier.clone());
+            *listings = start(self.device.clone());
         }
         listings.as_ref().is_some_and(|listings| listings.try_send(ino).is_ok())
     }
@@ -60,17 +61,20 @@ impl KernelCache {
 const ATTRIBUTES_ALONE: i64 = -1;
 const ALL_PAGES: i64 = 0;
 
-fn drop_cached(notifier: &Notifier, ino: Ino, offset: i64) {
+fn drop_cached(device: &Device, ino: Ino, offset: i64) {
     // An inode that the kernel has forgotten has nothing to be told.
-    if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
+    if let Err(error) = device.invalidate(ino, offset) {
         log::debug!("tell the kernel of {}: {error}", ino.0);
     }
 }
 
 /// Starts the thread that drops listings. It ends with the mount, when the sender goes.
-fn start(notifier: Notifier) -> Option<SyncSender<Ino>> {
+fn start(device: Device) -> Option<SyncSender<Ino>> {
     let (sender, listings): (_, Receiver<Ino>) = sync_channel(MAX_WAITING);
-    let drop_all = move || listings.iter().for_each(|ino| drop_cached(&notifier, ino, ALL_PAGES));
+    let drop_all = move || {
+        sys::leave_processor();
+        listings.iter().for_each(|ino| drop_cached(&device, ino, ALL_PAGES));
+    };
     let spawned = std::thread::Builder::new().name("listings".into()).spawn(drop_all);
     spawned.inspect_err(|error| log::debug!("no thread to drop listings: {error}")).ok()?;
     Some(sender)

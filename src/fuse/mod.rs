@@ -1,16 +1,24 @@
-//! The wire: a union as a FUSE filesystem. The only module that knows `fuser`.
+//! The wire: a union as a FUSE filesystem. The only module that knows the protocol.
 //!
 //! - [`mount`]: attach a union to a directory; the tree is there when it returns
 //! - [`Mounted::serve`]: answer the kernel until the tree is unmounted
 //! - [`unmount`]: detach a mountpoint
 
+mod abi;
 mod attach;
 mod awake;
 mod beside;
 mod cache;
 mod convert;
+mod crew;
+mod device;
+mod init;
 mod opens;
 mod ops;
+mod reply;
+mod request;
+mod ring;
+mod session;
 mod stats;
 
 use std::io;
@@ -19,14 +27,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub use attach::{MountFlag, unmount};
 use awake::Awake;
 use cache::KernelCache;
+use init::Disagreement;
 use ops::Ops;
+use ring::Queues;
+use session::Session;
 pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
@@ -70,6 +80,9 @@ pub enum Error {
     /// The kernel does not let the caller keep processors awake.
     #[error("idle=poll takes root, who may write to /dev/cpu_dma_latency: {0}")]
     NoPolling(io::Error),
+    /// Requests cannot come by io_uring.
+    #[error("io_uring=on: {0}")]
+    NoRing(&'static str),
     /// The mountpoint could not be detached.
     #[error("unmount {path}: {message}")]
     Unmount {
@@ -112,6 +125,18 @@ pub enum Idle {
     Poll,
 }
 
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uring {
+    /// By io_uring where the kernel offers it and the process may use it, else by /dev/fuse.
+    #[default]
+    Auto,
+    /// By io_uring, or not at all.
+    On,
+    /// By /dev/fuse.
+    Off,
+}
+
 /// How a union is mounted.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -141,6 +166,8 @@ pub struct MountConfig {
     pub io: Io,
     /// What waiting processors do.
     pub idle: Idle,
+    /// How requests come.
+    pub uring: Uring,
 }
 
 impl MountConfig {
@@ -160,6 +187,7 @@ impl MountConfig {
             xattrs: true,
             io: Io::Cache,
             idle: Idle::Sleep,
+            uring: Uring::Auto,
         }
     }
 }
@@ -168,7 +196,7 @@ impl MountConfig {
 #[derive(Debug)]
 pub struct Mounted {
     /// Taken when it is served.
-    session: Option<Session<Ops>>,
+    session: Option<Session>,
     mountpoint: PathBuf,
     /// Where it is mounted, if not in the process's own mount namespace, and as what.
     namespace: Option<(MountNamespace, MountEntry)>,
@@ -198,24 +226,43 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
         return Err(Error::NoPassthrough);
     }
     let mountpoint = attach::check_mountpoint(mountpoint)?;
-    let mut session_config = Config::default();
-    session_config.acl = match config.allow {
-        Allow::Owner => SessionACL::Owner,
-        Allow::OwnerAndRoot => SessionACL::RootAndOwner,
-        Allow::Everybody => SessionACL::All,
-    };
-    session_config.n_threads = Some(config.threads.max(1));
-    session_config.clone_fd = true;
     let overlay = Arc::new(overlay);
     let awake = match config.idle {
         Idle::Sleep => None,
         Idle::Poll => Some(Awake::new().map_err(Error::NoPolling)?),
     };
-    let ops = Ops::new(Arc::clone(&overlay), config, awake);
-    let (session, auto_unmount) = attach::attach(ops, &mountpoint, config, session_config)?;
-    let cache = KernelCache::new(session.notifier(), config);
+    let threads = config.threads.max(1);
+    let queues = match config.uring {
+        // Of a daemon that dies with rings, fusermount3 can meet an error that it does not know.
+        Uring::On if config.auto_unmount => return Err(Error::NoRing("not with auto_unmount")),
+        Uring::Auto if config.auto_unmount => None,
+        Uring::Off => None,
+        Uring::On => Some(Queues::of_machine(threads).map_err(Error::NoRing)?),
+        Uring::Auto => Queues::of_machine(threads).ok(),
+    };
+    let (device, auto_unmount) = attach::attach(&mountpoint, config)?;
+    let ops = Ops::new(Arc::clone(&overlay), device.clone(), config, awake);
+    let session = Session::new(device.clone(), ops, threads, config.max_write, queues);
+    let session = Some(session.map_err(|error| disagreed(&mountpoint, error))?);
+    let mounted = Mounted { session, mountpoint, namespace: None, _auto_unmount: auto_unmount };
+    if config.uring == Uring::On && !mounted.has_ring() {
+        return Err(Error::NoRing(ring::NOT_OFFERED)); // and takes it away again
+    }
+    let cache = KernelCache::new(device, config);
     overlay.watch(move |stale| cache.drop_stale(stale));
-    Ok(Mounted { session: Some(session), mountpoint, namespace: None, _auto_unmount: auto_unmount })
+    Ok(mounted)
+}
+
+/// Why there is no mount after all. Nobody will serve it: takes it away again.
+fn disagreed(mountpoint: &Path, error: Disagreement) -> Error {
+    // The first error is the one to tell.
+    let _ = unmount(mountpoint, true);
+    match error {
+        Disagreement::NoPassthrough => Error::NoPassthrough,
+        other => {
+            Error::Refused { path: mountpoint.display().to_string(), message: other.to_string() }
+        }
+    }
 }
 
 /// What is mounted on this path, for the calling thread.
@@ -255,6 +302,11 @@ fn detach(namespace: Option<&(MountNamespace, MountEntry)>, mountpoint: &Path) {
 }
 
 impl Mounted {
+    /// Whether requests come by io_uring: who asks is answered on its own processor then.
+    pub fn has_ring(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::has_ring)
+    }
+
     /// Leaves the mount namespace in which the tree was mounted, so that it can end: then the tree
     /// goes too. To be called before [`serve`](Self::serve), with no other thread.
     pub fn leave_namespace(&mut self) {

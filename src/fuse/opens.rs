@@ -12,9 +12,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use fuser::BackingId;
 use parking_lot::Mutex;
 
+use super::device::Backing;
 use crate::layers::number::Ino;
 
 /// The inodes that are open.
@@ -24,7 +24,7 @@ pub(super) struct Opens(Mutex<HashMap<Ino, Open>>);
 #[derive(Debug)]
 struct Open {
     /// The real file, if the kernel uses it itself.
-    backing: Option<Arc<BackingId>>,
+    backing: Option<Arc<Backing>>,
     count: u64,
 }
 
@@ -33,8 +33,8 @@ impl Opens {
     pub(super) fn open(
         &self,
         ino: Ino,
-        choose: impl FnOnce() -> Option<BackingId>,
-    ) -> Option<Arc<BackingId>> {
+        choose: impl FnOnce() -> Option<Backing>,
+    ) -> Option<Arc<Backing>> {
         let mut opens = self.0.lock();
         let new = || Open { backing: choose().map(Arc::new), count: 0 };
         let open = opens.entry(ino).or_insert_with(new);

@@ -1,12 +1,14 @@
 //! A file's data: read, write, sync, allocate, seek. All addressed by inode; a lower file is
 //! copied up at the first write.
 
+use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
 
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
@@ -52,27 +54,55 @@ impl Overlay {
     /// Reads up to `buffer.len()` bytes at `offset`; less only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let inode = self.inode(ino)?;
-        let OpenData { fd, in_upper } = self.open_data(&inode, Access::Read)?;
+        let data = self.open_data(&inode, Access::Read)?;
+        let fd = &data.fd;
         let mut done = 0;
         while done < buffer.len() {
-            match rustix::io::pread(&fd, &mut buffer[done..], offset + done as u64) {
+            match rustix::io::pread(fd, &mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("read", b""),
             }
         }
+        self.was_read(&inode, &data, offset, done);
+        Ok(done)
+    }
+
+    /// As [`read`](Self::read), but nothing if it would have to wait for a disk.
+    pub fn read_cached(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<Option<usize>> {
+        let inode = self.inode(ino)?;
+        let data = self.open_data(&inode, Access::Read)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            let rest = &mut [IoSliceMut::new(&mut buffer[done..])];
+            let at = offset + done as u64;
+            match rustix::io::preadv2(&data.fd, rest, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                // It is not cached, or the filesystem does not tell.
+                Err(Errno::AGAIN | Errno::OPNOTSUPP) => return Ok(None),
+                Err(errno) => return Err(errno).context("read", b""),
+            }
+        }
+        self.was_read(&inode, &data, offset, done);
+        Ok(Some(done))
+    }
+
+    /// What reading brings with it.
+    fn was_read(&self, inode: &Inode, data: &OpenData, offset: u64, done: usize) {
+        let OpenData { fd, in_upper } = data;
         if offset == 0 {
-            self.was_accessed(&inode);
+            self.was_accessed(inode);
         }
         if !in_upper && done >= LARGE_READ {
-            forget_read(&fd, offset + done as u64);
+            forget_read(fd, offset + done as u64);
         }
-        if self.atime == Atime::Always && in_upper {
+        if self.atime == Atime::Always && *in_upper {
             let marked = sys::set_times(fd.as_fd(), Some(sys::TimeChange::Now), None);
             best_effort("mark an access", marked);
         }
-        Ok(done)
     }
 
     /// Writes all of `data` at `offset`, unless an error stops it half-way: then what was

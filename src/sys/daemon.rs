@@ -85,6 +85,12 @@ pub fn trim_memory() {
     };
 }
 
+/// How many files the process may have open.
+pub fn nofile_limit() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 /// Raises the soft limit on open files to the hard one and returns it.
 pub fn raise_nofile_limit() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);

@@ -9,6 +9,8 @@ mod copy;
 mod daemon;
 mod dir;
 mod flags;
+mod fuse_device;
+mod fuse_ring;
 mod mapped;
 mod metadata;
 mod mount_table;
@@ -21,12 +23,16 @@ pub use caller::Caller;
 pub use copy::{copy_data, is_zero, is_zero_between};
 pub use daemon::{
     Forked, close_inherited, fork, is_in_first_user_namespace, may_use_trusted_xattrs,
-    raise_nofile_limit, set_umask_zero, trim_memory,
+    nofile_limit, raise_nofile_limit, set_umask_zero, trim_memory,
 };
 pub use dir::{RawEntry, read_dir};
 pub use flags::{
     ExtendedFlags, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, get_extended_flags, get_flags,
     set_extended_flags, set_flags,
+};
+pub use fuse_device::{clone_fuse_device, close_backing, open_backing};
+pub use fuse_ring::{
+    FuseRing, Lent, RingRequest, has_io_uring, leave_processor, stay_on_processor,
 };
 pub use mapped::Mapped;
 pub use metadata::{TimeChange, chmod, set_times, with_write_permission};

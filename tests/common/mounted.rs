@@ -56,10 +56,14 @@ macro_rules! need_mount {
     };
 }
 
-/// The options for the I/O mode that all mounts shall have (`PLYFS_TEST_IO`).
+/// The options for the modes that all mounts shall have (`PLYFS_TEST_IO`, `PLYFS_TEST_URING`).
 pub fn io_mode() -> Vec<String> {
-    let mode = std::env::var("PLYFS_TEST_IO").ok();
-    mode.map(|mode| vec!["--io".to_owned(), mode]).unwrap_or_default()
+    let option = |name: &str, variable| {
+        let mode = std::env::var(variable).ok()?;
+        Some([name.to_owned(), mode])
+    };
+    let options = [option("--io", "PLYFS_TEST_IO"), option("--io-uring", "PLYFS_TEST_URING")];
+    options.into_iter().flatten().flatten().collect()
 }
 
 /// Layers, and a plyfs mount of them.

@@ -16,3 +16,4 @@ mod metadata;
 mod program;
 mod requests;
 mod tree;
+mod uring;
