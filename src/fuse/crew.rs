@@ -1,8 +1,8 @@
-//! The threads that answer the requests of one source, be it the device or a processor's ring.
+//! The threads that answer the requests of one source: the device, or a processor's ring.
 //!
-//! Each takes a request, answers it and takes the next one. Who is going to wait for a disk or to
-//! copy a large file says so before, so that somebody is left to answer others: if all others wait, one more thread
-//! starts. It ends when it is one too many.
+//! Each takes a request, answers it and takes the next one. Who read the device and is going to wait for
+//! a disk or to copy a large file says so before: if all others wait, one more thread starts. It ends
+//! when it is one too many. (Threads of rings are as many as they were, see `ring.rs`.)
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

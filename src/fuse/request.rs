@@ -123,6 +123,19 @@ mod tests {
     }
 
     #[test]
+    fn who_has_others_behind_does_not_wait() {
+        let header = InHeader::default();
+        let request = |by| Request { header: &header, body: Body::Whole(&[]), by };
+        let dispatcher = request(By::Dispatcher);
+        assert!(dispatcher.waits(Wait::Nothing).is_ok());
+        assert!(dispatcher.waits(Wait::Disk).is_err() && dispatcher.waits(Wait::Copy).is_err());
+        assert!(dispatcher.may_wait().is_err());
+        for by in [By::Steady, By::Beside] {
+            assert!(request(by).waits(Wait::Copy).is_ok() && request(by).may_wait().is_ok());
+        }
+    }
+
+    #[test]
     fn both_forms_of_a_body_say_the_same() {
         use super::super::abi::RenameIn;
         let header = InHeader::default();

@@ -38,7 +38,7 @@ fn threads(daemon: &str, name: &str) -> usize {
 /// On one processor, which has few threads: more copy-ups than those at a time.
 fn others_are_answered_during_copy_ups(m: &Mount) {
     let mut copies = Command::new("sh");
-    copies.args(["-euc", "for n in 0 1 2 3 4 5; do printf x >> large$n & done; wait"]);
+    copies.args(["-euc", "for n in 0 1 2 3 4 5 6 7; do printf x >> large$n & done; wait"]);
     let mut only = rustix::thread::CpuSet::new();
     let before = rustix::thread::sched_getaffinity(None).unwrap();
     only.set((0..1024).find(|cpu| before.is_set(*cpu)).unwrap());
@@ -52,13 +52,17 @@ fn others_are_answered_during_copy_ups(m: &Mount) {
     rustix::thread::sched_setaffinity(None, &before).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(answered > 5, "{answered} look-ups");
-    for n in 0..6 {
+    let daemon = daemon_of(m);
+    assert!(threads(&daemon, "beside") > 0, "nothing was given away");
+    for n in 0..COPIES {
         assert_eq!(fs::metadata(m.at(&format!("large{n}"))).unwrap().len(), LARGE + 1);
     }
 }
 
 /// Bytes of a file whose copy takes tens of milliseconds.
 const LARGE: u64 = 32 << 20;
+/// How many are copied at a time.
+const COPIES: usize = 8;
 
 /// One test, for there is one switch.
 #[test]
@@ -73,7 +77,7 @@ fn requests_come_by_io_uring_where_the_kernel_offers_it() {
     if !all_have_it {
         m.options = ["--io-uring", "on"].map(str::to_owned).to_vec();
     }
-    for n in 0..6 {
+    for n in 0..COPIES {
         fs::write(m.lower(0).join(format!("large{n}")), vec![b'l'; LARGE as usize]).unwrap();
     }
     m.mount();

@@ -95,3 +95,21 @@ fn without_upper_nothing_can_change() {
     assert_eq!(errno(written), Errno::ROFS);
     assert_eq!(errno(overlay.unlink(plyfs::layers::number::Ino::ROOT, b"f")), Errno::ROFS);
 }
+
+#[test]
+fn what_is_in_memory_is_read_without_waiting() {
+    let u = Union::new(&["f=some-text"]);
+    let ino = u.ino("f").unwrap();
+    assert_eq!(u.read_ino(ino).unwrap(), "some-text"); // and now it is
+    let mut buffer = [0; 64];
+    let mut read_at = |offset| {
+        let read = u.overlay().read_cached(ino, offset, &mut buffer).unwrap()?;
+        Some(buffer[..read].to_vec())
+    };
+    let Some(all) = read_at(0) else {
+        return eprintln!("skipped: the filesystem does not tell what is in memory");
+    };
+    assert_eq!(all, b"some-text");
+    assert_eq!(read_at(5).unwrap(), b"text");
+    assert_eq!(read_at(100).unwrap(), b"");
+}
