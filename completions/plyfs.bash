@@ -317,7 +317,7 @@ _plyfs() {
             return 0
             ;;
         plyfs__subcmd__mount)
-            opts="-f -h --lower --upper --work --name --read-only --form --volatile --accept-loss --allow-other --io --idle --io-uring --foreground --root --help"
+            opts="-f -h --lower --upper --work --name --read-only --form --volatile --accept-loss --allow-other --io --idle --priority --io-uring --foreground --root --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -349,6 +349,10 @@ _plyfs() {
                     ;;
                 --idle)
                     COMPREPLY=($(compgen -W "sleep poll" -- "${cur}"))
+                    return 0
+                    ;;
+                --priority)
+                    COMPREPLY=($(compgen -W "high normal" -- "${cur}"))
                     return 0
                     ;;
                 --io-uring)

@@ -119,6 +119,8 @@ cache\t'Opening and closing asks nobody; the daemon reads and writes'
 passthrough\t'Opening asks the daemon; the kernel reads and writes (root, Linux 6.9)'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l idle -d 'What processors do while they wait for a request' -r -f -a "sleep\t'As the system does'
 poll\t'Poll while requests follow one another closely: faster, and takes power (root)'"
+complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l priority -d 'The priority of the daemon where it runs on the processor of who waits for it' -r -f -a "high\t'A nice value of -10, where it may: as root'
+normal\t'That of the program that mounts'"
 complete -c plyfs -n "__fish_plyfs_using_subcommand mount" -l io-uring -d 'Whether requests come by io_uring, which is faster' -r -f -a "auto\t'Where the kernel offers it (Linux 6.14, where root has switched it on)'
 on\t'Fail where it does not'
 off\t'By /dev/fuse'"

@@ -91,7 +91,7 @@ fn wait_until_ready(reader: OwnedFd) -> anyhow::Result<()> {
 fn run_daemon(plan: Plan, mut parent: File) -> bool {
     let closed = sys::close_inherited().context("close the caller's files");
     let mounted = closed.and_then(|()| mount(plan)).and_then(|mut mounted| {
-        detach_from_caller(mounted.has_ring()).context("detach from the caller")?;
+        detach_from_caller().context("detach from the caller")?;
         mounted.leave_namespace();
         Ok(mounted)
     });
@@ -135,14 +135,11 @@ pub(super) fn mountpoint_of(holder: &str) -> &str {
 
 /// Lets go of the caller's terminal, directory and streams.
 ///
-/// Who is to share processors with the caller stays in its session, for the scheduler makes a group of
-/// each (sched(7), autogroup), and moves whom a thread of another group wakes to a processor that
-/// sleeps. Signals of the terminal go to its foreground group alone.
-fn detach_from_caller(shares_processors: bool) -> anyhow::Result<()> {
-    match shares_processors {
-        true => rustix::process::setpgid(None, None)?,
-        false => drop(rustix::process::setsid()?),
-    }
+/// It stays in the caller's session, for the scheduler makes a group of each (sched(7), autogroup), and
+/// moves whom a thread of another group wakes to a processor that sleeps. What is typed at the terminal,
+/// and its end, send signals to its foreground group alone.
+fn detach_from_caller() -> anyhow::Result<()> {
+    rustix::process::setpgid(None, None)?;
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::daemon::{self, Plan};
-use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag, Uring};
+use crate::fuse::{Allow, Idle, Io, MountConfig, MountFlag, Priority, Uring};
 use crate::overlay::{MountOptions, UpperForm, UpperOptions};
 use crate::store::Store;
 
@@ -50,6 +50,9 @@ pub(super) struct Args {
     /// What processors do while they wait for a request
     #[arg(long, value_name = "MODE", default_value = "sleep")]
     idle: IdleMode,
+    /// The priority of the daemon where it runs on the processor of who waits for it
+    #[arg(long, value_name = "MODE", default_value = "high")]
+    priority: PriorityMode,
     /// Whether requests come by io_uring, which is faster
     #[arg(long, value_name = "MODE", default_value = "auto")]
     io_uring: UringMode,
@@ -92,6 +95,24 @@ impl From<IdleMode> for Idle {
         match mode {
             IdleMode::Sleep => Self::Sleep,
             IdleMode::Poll => Self::Poll,
+        }
+    }
+}
+
+/// [`Priority`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PriorityMode {
+    /// A nice value of -10, where it may: as root
+    High,
+    /// That of the program that mounts
+    Normal,
+}
+
+impl From<PriorityMode> for Priority {
+    fn from(mode: PriorityMode) -> Self {
+        match mode {
+            PriorityMode::High => Self::High,
+            PriorityMode::Normal => Self::Normal,
         }
     }
 }
@@ -222,6 +243,7 @@ fn plan(args: &Args, options: MountOptions, source: String, mountpoint: &Path) -
         config: MountConfig {
             io: args.io.into(),
             idle: args.idle.into(),
+            priority: args.priority.into(),
             uring: args.io_uring.into(),
             checks_permissions,
             ..config

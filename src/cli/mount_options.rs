@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::fuse::{Allow, Idle, Io, MountFlag, Uring};
+use crate::fuse::{Allow, Idle, Io, MountFlag, Priority, Uring};
 use crate::layers::override_stat::OverrideXattr;
 use crate::overlay::{Atime, Overrides, Ownership, UpperForm};
 
@@ -41,6 +41,7 @@ pub(super) struct Options {
     pub(super) max_write: Option<u32>,
     pub(super) io: Io,
     pub(super) idle: Idle,
+    pub(super) priority: Priority,
     /// How requests come from the kernel.
     pub(super) uring: Uring,
     pub(super) foreground: bool,
@@ -287,6 +288,13 @@ impl Options {
                     "sleep" => Idle::Sleep,
                     "poll" => Idle::Poll,
                     other => bail!("idle is sleep or poll, not {other}"),
+                }
+            }
+            "priority" => {
+                self.priority = match value.text()?.as_str() {
+                    "high" => Priority::High,
+                    "normal" => Priority::Normal,
+                    other => bail!("priority is high or normal, not {other}"),
                 }
             }
             "io_uring" => {
@@ -589,6 +597,7 @@ mod tests {
             (&["-o", "lowerdir=a,ro=0", "m"], "ro takes no value"),
             (&["-o", "lowerdir=a,io=fast", "m"], "io is auto, cache or passthrough"),
             (&["-o", "lowerdir=a,idle=spin", "m"], "idle is sleep or poll, not spin"),
+            (&["-o", "lowerdir=a,priority=1", "m"], "priority is high or normal, not 1"),
             (&["-o", "lowerdir=a,io_uring=1", "m"], "io_uring is auto, on or off, not 1"),
             (&["a", "b", "c", "-o", "lowerdir=a"], "unexpected argument c"),
         ];

@@ -82,6 +82,7 @@ fn config(args: &[OsString], source: String, options: &Options) -> MountConfig {
     config.max_write = options.max_write;
     config.io = options.io;
     config.idle = options.idle;
+    config.priority = options.priority;
     config.uring = options.uring;
     config.xattrs = !options.no_xattrs;
     config

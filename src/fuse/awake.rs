@@ -64,7 +64,7 @@ impl Awake {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("awake".into());
             let spawned = thread.spawn(move || {
-                crate::sys::leave_processor();
+                crate::sys::run_as_usual();
                 shared.keep();
             });
             spawned.inspect_err(|error| log::warn!("idle=poll: no thread: {error}")).ok()

@@ -55,7 +55,7 @@ impl Beside {
         let shared = Arc::clone(&self.0);
         let thread = std::thread::Builder::new().name("beside".into());
         let work = move || {
-            sys::leave_processor();
+            sys::run_as_usual();
             while let Some(operation) = shared.next() {
                 operation();
             }

@@ -72,7 +72,7 @@ fn drop_cached(device: &Device, ino: Ino, offset: i64) {
 fn start(device: Device) -> Option<SyncSender<Ino>> {
     let (sender, listings): (_, Receiver<Ino>) = sync_channel(MAX_WAITING);
     let drop_all = move || {
-        sys::leave_processor();
+        sys::run_as_usual();
         listings.iter().for_each(|ino| drop_cached(&device, ino, ALL_PAGES));
     };
     let spawned = std::thread::Builder::new().name("listings".into()).spawn(drop_all);

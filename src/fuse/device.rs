@@ -4,12 +4,14 @@ use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::abi::{InHeader, InvalInodeOut, MIN_READ_BUFFER, NOTIFY_INVAL_INODE, OutHeader};
+use super::abi::{InHeader, InvalInodeOut, MIN_READ_BUFFER, NOTIFY_INVAL_INODE, Opcode, OutHeader};
 use super::crew::{Crew, Member};
+use super::near::Near;
 use super::ops::{Ops, Served};
 use super::request::{Body, By, Request};
 use crate::layers::number::Ino;
@@ -92,11 +94,13 @@ impl Drop for Backing {
     }
 }
 
-/// Answers what is read from the device until the mount ends, or the crew has threads to spare.
+/// Answers what is read from the device until the mount ends, or the crew has threads to spare; `near`
+/// who asks, unless there is nobody who waits for an answer.
 pub(super) fn work(
     device: &Device,
     ops: &Ops,
     payload_size: usize,
+    near: Option<&Near>,
     crew: &Crew,
     member: Member,
 ) -> io::Result<()> {
@@ -104,16 +108,25 @@ pub(super) fn work(
     let device = own.as_ref().unwrap_or(device);
     let mut input = vec![0; (payload_size + HEADERS).max(MIN_READ_BUFFER)];
     let mut payload = vec![0; payload_size];
+    let joined = near.map(Near::join);
     while member == Member::Regular || !crew.may_go() {
         let Some(size) = device.receive(&mut input)? else { return Ok(()) };
+        let begin = Instant::now();
         let message = &input[..size];
         let (header, body) = InHeader::read_from_prefix(message)
             .map_err(|_| io::Error::other("a request without a header"))?;
-        let request = Request { header: &header, body: Body::Whole(body), by: By::Member(crew) };
+        let by = By::Member(crew, joined.as_ref());
+        let request = Request { header: &header, body: Body::Whole(body), by };
         let Served::Reply(reply) = ops.serve(&request, &mut payload) else { continue };
+        let took = begin.elapsed();
         match device.send(&reply, &payload[..reply.body_len()]) {
             // NOENT: who asked has gone.
-            Ok(()) | Err(Errno::NOENT) => {}
+            Ok(()) | Err(Errno::NOENT) => {
+                let bytes = size.max(reply.body_len());
+                // Nobody waits for a RELEASE.
+                let near = near.filter(|_| header.opcode != Opcode::Release as u32);
+                near.inspect(|near| near.note(header.pid, bytes, took));
+            }
             Err(Errno::NODEV) => return Ok(()),
             Err(errno) => {
                 log::error!("reply: {errno}");

@@ -13,6 +13,7 @@ mod convert;
 mod crew;
 mod device;
 mod init;
+mod near;
 mod opens;
 mod ops;
 mod reply;
@@ -36,7 +37,7 @@ use cache::KernelCache;
 use init::Disagreement;
 use ops::Ops;
 use ring::Queues;
-use session::Session;
+use session::{Session, Threads};
 pub use stats::STATS_XATTR;
 
 use crate::overlay::Overlay;
@@ -125,6 +126,16 @@ pub enum Idle {
     Poll,
 }
 
+/// The priority of threads that answer on the processor of who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// A nice value of -10, where the process has 0 and may give it; not while they copy a large file.
+    #[default]
+    High,
+    /// That of the process.
+    Normal,
+}
+
 /// How requests come from the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Uring {
@@ -168,6 +179,8 @@ pub struct MountConfig {
     pub idle: Idle,
     /// How requests come.
     pub uring: Uring,
+    /// The priority with which they are answered.
+    pub priority: Priority,
 }
 
 impl MountConfig {
@@ -188,6 +201,7 @@ impl MountConfig {
             io: Io::Cache,
             idle: Idle::Sleep,
             uring: Uring::Auto,
+            priority: Priority::High,
         }
     }
 }
@@ -231,14 +245,14 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, config: &MountConfig) -> Resul
         Idle::Sleep => None,
         Idle::Poll => Some(Awake::new().map_err(Error::NoPolling)?),
     };
-    let threads = config.threads.max(1);
+    let threads = Threads { count: config.threads.max(1), priority: config.priority };
     let queues = match config.uring {
         // Of a daemon that dies with rings, fusermount3 can meet an error that it does not know.
         Uring::On if config.auto_unmount => return Err(Error::NoRing("not with auto_unmount")),
         Uring::Auto if config.auto_unmount => None,
         Uring::Off => None,
-        Uring::On => Some(Queues::of_machine(threads).map_err(Error::NoRing)?),
-        Uring::Auto => Queues::of_machine(threads).ok(),
+        Uring::On => Some(Queues::of_machine(threads.count).map_err(Error::NoRing)?),
+        Uring::Auto => Queues::of_machine(threads.count).ok(),
     };
     let (device, auto_unmount) = attach::attach(&mountpoint, config)?;
     let ops = Ops::new(Arc::clone(&overlay), device.clone(), config, awake);
@@ -302,8 +316,8 @@ fn detach(namespace: Option<&(MountNamespace, MountEntry)>, mountpoint: &Path) {
 }
 
 impl Mounted {
-    /// Whether requests come by io_uring: who asks is answered on its own processor then.
-    pub fn has_ring(&self) -> bool {
+    /// Whether requests come by io_uring.
+    fn has_ring(&self) -> bool {
         self.session.as_ref().is_some_and(Session::has_ring)
     }
 

@@ -5,9 +5,10 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::abi::InHeader;
 use super::crew::{Crew, Waiting};
+use super::near::{Apart, Joined};
 use crate::layers::number::Ino;
 use crate::overlay::{Owner, Wait};
-use crate::sys::Caller;
+use crate::sys::{Caller, LongWork};
 
 /// A request of the kernel.
 pub(super) struct Request<'a> {
@@ -19,14 +20,21 @@ pub(super) struct Request<'a> {
 /// Who answers a request.
 #[derive(Clone, Copy)]
 pub(super) enum By<'a> {
-    /// A thread that reads the device, which others do, too.
-    Member(&'a Crew),
+    /// A thread that reads the device, which others do, too; all are where who asks is, maybe.
+    Member(&'a Crew, Option<&'a Joined<'a>>),
     /// A thread of a ring that has one request at a time: no other is stuck behind it.
     Steady,
     /// A thread of a ring that has others behind this one.
     Dispatcher,
     /// The thread to which such a one gave it.
     Beside,
+}
+
+/// What a thread holds while its answer waits.
+pub(super) struct Waits<'a> {
+    _waiting: Option<Waiting<'a>>,
+    _apart: Option<Apart<'a>>,
+    _long: Option<LongWork>,
 }
 
 /// The request is to be answered in another thread, from its beginning.
@@ -88,12 +96,19 @@ impl<'a> Request<'a> {
 
     /// To be held while the answer waits so: others are answered meanwhile. To be asked for before
     /// anything is changed, or put into the reply.
-    pub(super) fn waits(&self, wait: Wait) -> Result<Option<Waiting<'a>>, Elsewhere> {
-        match self.by {
-            By::Member(crew) => Ok(crew.waits(wait)),
-            By::Dispatcher if wait != Wait::Nothing => Err(Elsewhere),
-            By::Steady | By::Dispatcher | By::Beside => Ok(None),
-        }
+    pub(super) fn waits(&self, wait: Wait) -> Result<Waits<'a>, Elsewhere> {
+        let is_long = wait == Wait::Copy;
+        Ok(match self.by {
+            By::Member(crew, joined) => Waits {
+                _waiting: crew.waits(wait),
+                _apart: joined.filter(|_| is_long).map(Joined::apart),
+                _long: None,
+            },
+            By::Dispatcher if wait != Wait::Nothing => return Err(Elsewhere),
+            By::Steady | By::Dispatcher | By::Beside => {
+                Waits { _waiting: None, _apart: None, _long: is_long.then(LongWork::begin) }
+            }
+        })
     }
 }
 

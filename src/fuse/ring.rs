@@ -17,6 +17,7 @@ use std::sync::mpsc::Sender;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Priority;
 use super::abi::{InHeader, Opcode, OutHeader, WriteOut};
 use super::beside::Beside;
 use super::crew::Crew;
@@ -102,6 +103,7 @@ pub(super) struct Rings {
     device: Device,
     ops: Arc<Ops>,
     payload_size: usize,
+    priority: Priority,
     errors: Sender<io::Error>,
     beside: Beside,
 }
@@ -111,9 +113,10 @@ impl Rings {
         device: Device,
         ops: Arc<Ops>,
         payload_size: usize,
+        priority: Priority,
         errors: Sender<io::Error>,
     ) -> Self {
-        Self { device, ops, payload_size, errors, beside: Beside::default() }
+        Self { device, ops, payload_size, priority, errors, beside: Beside::default() }
     }
 
     /// Starts the threads of all queues: as many as `threads`, and four for each at least.
@@ -147,7 +150,14 @@ impl Rings {
         count: usize,
         work: impl Fn() -> io::Result<()> + Send + Sync + 'static,
     ) -> io::Result<()> {
-        Crew::new("ring", count, count, self.errors.clone(), move |_, _| work()).start()
+        let priority = self.priority;
+        let work = move |_: &Crew, _| {
+            if priority == Priority::High {
+                sys::raise_priority(rustix::thread::gettid());
+            }
+            work()
+        };
+        Crew::new("ring", count, count, self.errors.clone(), work).start()
     }
 
     fn ring(&self, queues: &[u16], entries_each: usize) -> io::Result<FuseRing> {
@@ -185,7 +195,7 @@ impl Rings {
 }
 
 fn stay_on_processor(number: u16) {
-    if let Err(errno) = sys::stay_on_processor(number) {
+    if let Err(errno) = sys::place_thread(rustix::thread::gettid(), Some(number)) {
         log::debug!("stay on processor {number}: {errno}");
     }
 }

@@ -14,14 +14,13 @@
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
-use rustix::thread::CpuSet;
 
 use super::{Errno, Result};
 
@@ -332,30 +331,5 @@ fn set_parts(submission: &mut squeue::Entry128, parts: &[libc::iovec; 2]) {
 impl std::fmt::Debug for FuseRing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "FuseRing({} entries)", self.entries.len())
-    }
-}
-
-/// Where threads of the process may run that were kept nowhere.
-static PROCESSORS: OnceLock<CpuSet> = OnceLock::new();
-
-/// Keeps the calling thread on one processor, if that may be, and threads that it starts, until they
-/// [leave](leave_processor).
-pub fn stay_on_processor(number: u16) -> Result<()> {
-    if usize::from(number) >= CpuSet::MAX_CPU {
-        return Err(Errno::INVAL);
-    }
-    if PROCESSORS.get().is_none() {
-        let _ = PROCESSORS.set(rustix::thread::sched_getaffinity(None)?); // others set the same
-    }
-    let mut only = CpuSet::new();
-    only.set(usize::from(number));
-    rustix::thread::sched_setaffinity(None, &only)
-}
-
-/// Has the calling thread run wherever the process could before.
-pub fn leave_processor() {
-    let Some(all) = PROCESSORS.get() else { return };
-    if let Err(errno) = rustix::thread::sched_setaffinity(None, all) {
-        log::debug!("run on all processors: {errno}");
     }
 }

@@ -16,6 +16,7 @@ mod metadata;
 mod mount_table;
 mod namespace;
 mod object;
+mod processor;
 mod stat;
 mod xattr;
 
@@ -31,9 +32,7 @@ pub use flags::{
     set_extended_flags, set_flags,
 };
 pub use fuse_device::{clone_fuse_device, close_backing, open_backing};
-pub use fuse_ring::{
-    FuseRing, Lent, RingRequest, has_io_uring, leave_processor, stay_on_processor,
-};
+pub use fuse_ring::{FuseRing, Lent, RingRequest, has_io_uring};
 pub use mapped::Mapped;
 pub use metadata::{TimeChange, chmod, set_times, with_write_permission};
 pub use mount_table::{MountEntry, mounted_on};
@@ -41,6 +40,9 @@ pub use namespace::MountNamespace;
 pub use object::{
     O_DIRECTORY, O_PATH, O_READ, O_READWRITE, clone_mount, link_fd, open_at, open_beneath,
     open_dir, open_unmarked, proc_path, reopen, resolve_in,
+};
+pub use processor::{
+    LongWork, Processor, lower_priority, place_thread, raise_priority, run_as_usual,
 };
 pub use stat::{Stat, Timestamp, fstat, fstat_in_mount, statx_at};
 pub use xattr::{get_xattr, list_xattrs, remove_xattr, set_xattr};

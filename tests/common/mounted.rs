@@ -216,3 +216,41 @@ pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// How a thread of a process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runs {
+    /// On these processors.
+    pub on: Vec<usize>,
+    /// With this nice value.
+    pub nice: i32,
+}
+
+/// How the threads of a process run that have this name.
+pub fn threads(process: &str, name: &str) -> Vec<Runs> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let runs = |task: std::fs::DirEntry| {
+        let found = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let thread = rustix::process::Pid::from_raw(task.file_name().to_str()?.parse().ok()?);
+        let set = rustix::thread::sched_getaffinity(thread).ok()?;
+        let nice = rustix::process::getpriority_process(thread).ok()?;
+        (found.trim() == name).then(|| Runs { on: processors_in(&set), nice })
+    };
+    tasks.filter_map(|task| runs(task.ok()?)).collect()
+}
+
+pub fn processors_in(set: &rustix::thread::CpuSet) -> Vec<usize> {
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|number| set.is_set(*number)).collect()
+}
+
+/// The nice value that threads have who are to have a high priority, as far as this process may.
+pub fn high_priority() -> i32 {
+    let nice = || rustix::process::getpriority_process(None).unwrap();
+    let raise = move || {
+        if nice() == 0 {
+            let _ = rustix::process::setpriority_process(None, -10);
+        }
+        nice()
+    };
+    std::thread::spawn(raise).join().unwrap()
+}

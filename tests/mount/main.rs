@@ -13,6 +13,7 @@ mod forms;
 mod io;
 mod limits;
 mod metadata;
+mod near;
 mod program;
 mod requests;
 mod tree;

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::is_root;
-use crate::common::mounted::{Mount, daemon_of, fails, is_mounted, plyfs, wait_until};
+use crate::common::mounted::{
+    Mount, daemon_of, fails, high_priority, is_mounted, plyfs, threads, wait_until,
+};
 use crate::need_mount;
 
 /// Whether FUSE offers io_uring to mounts.
@@ -28,13 +30,6 @@ impl Drop for Switched {
     }
 }
 
-/// How many threads of a process have this name.
-fn threads(daemon: &str, name: &str) -> usize {
-    let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
-    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|found| found.trim() == name).count()
-}
-
 /// On one processor, which has few threads: more copy-ups than those at a time.
 fn others_are_answered_during_copy_ups(m: &Mount) {
     let mut copies = Command::new("sh");
@@ -53,7 +48,7 @@ fn others_are_answered_during_copy_ups(m: &Mount) {
     assert!(child.wait().unwrap().success());
     assert!(answered > 5, "{answered} look-ups");
     let daemon = daemon_of(m);
-    assert!(threads(&daemon, "beside") > 0, "nothing was given away");
+    assert!(!threads(&daemon, "beside").is_empty(), "nothing was given away");
     for n in 0..COPIES {
         assert_eq!(fs::metadata(m.at(&format!("large{n}"))).unwrap().len(), LARGE + 1);
     }
@@ -85,8 +80,11 @@ fn requests_come_by_io_uring_where_the_kernel_offers_it() {
     m.sh("echo more >> a; mkdir e; mv d/b e/c; ln e/c e/d; ln -s a l; rm big");
     assert_eq!(m.sh("cat a e/c l; readlink l; ls e"), "lowermore\nxlowermore\na\nc\nd\n");
     let daemon = daemon_of(&m);
-    assert!(threads(&daemon, "ring") >= std::thread::available_parallelism().unwrap().get());
-    assert_eq!(threads(&daemon, "requests"), 1);
+    let rings = threads(&daemon, "ring");
+    assert!(rings.len() >= std::thread::available_parallelism().unwrap().get());
+    let nice = high_priority();
+    assert!(rings.iter().all(|thread| thread.on.len() == 1 && thread.nice == nice), "{rings:?}");
+    assert_eq!(threads(&daemon, "requests").len(), 1);
     let large = vec![b'z'; (3 << 20) + 17];
     fs::write(m.at("large"), &large).unwrap();
     m.remount();
