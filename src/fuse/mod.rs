@@ -5,6 +5,7 @@
 //! - [`unmount`]: detach a mountpoint
 
 mod abi;
+mod ahead;
 mod attach;
 mod awake;
 mod beside;

@@ -134,7 +134,8 @@ pub(super) struct Listing {
 pub(super) struct Hashing(RandomState);
 
 impl Hashing {
-    fn cookie(&self, name: &[u8]) -> Cookie {
+    /// Where a name comes in a listing, if no other has its hash.
+    pub(super) fn cookie(&self, name: &[u8]) -> Cookie {
         // 63 bits: the offset of a directory stream is signed.
         (self.0.hash_one(name) >> 1).max(FIRST_COOKIE)
     }

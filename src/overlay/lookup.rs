@@ -283,7 +283,7 @@ impl Overlay {
     }
 
     /// Looks at an entry in the layer that shows it.
-    fn stat_lower(&self, dir: &LowerDir, entry: &Entry) -> Result<Stat> {
+    pub(super) fn stat_lower(&self, dir: &LowerDir, entry: &Entry) -> Result<Stat> {
         let fd = self.lower_dir(dir)?;
         if entry.kind == FileType::Directory && !self.lowers[usize::from(dir.layer)].is_private() {
             refuse_mountpoint(fd.as_fd(), &entry.name)?;
@@ -374,7 +374,7 @@ impl Overlay {
 }
 
 /// A directory's part in a lower layer.
-fn part_of(parts: &[Arc<LowerDir>], layer: u16) -> Result<&Arc<LowerDir>> {
+pub(super) fn part_of(parts: &[Arc<LowerDir>], layer: u16) -> Result<&Arc<LowerDir>> {
     parts.iter().find(|dir| dir.layer == layer).ok_or(Error::Stale)
 }
 

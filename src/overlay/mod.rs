@@ -45,6 +45,7 @@ mod merge;
 mod metacopy;
 mod mount_options;
 mod ownership;
+mod read_ahead;
 mod readdir;
 mod real;
 mod remove;

@@ -47,30 +47,38 @@ const WORTH_LISTING: u16 = 4;
 const WORTH_LISTING_PART: usize = 8;
 
 /// How often the names of a directory were accessed since the kernel has listed it: reads from the
-/// beginning of a file, and listings. It is counted up to 65,534: of a directory of more than
-/// eight times as many names the kernel keeps its listing.
+/// beginning of a file, and listings. It is counted up to 32,766: of a directory of more than
+/// eight times as many names the kernel keeps its listing. And whether it has listed it at any time.
 #[derive(Debug)]
 pub(super) struct Accesses(AtomicU16);
 
 impl Accesses {
+    const WAS_LISTED: u16 = 1 << 15;
     /// In place of a count: the kernel has no whole listing to drop. What is dropped while it
     /// fills one in, it would never fill in again.
-    const NOT_LISTED: u16 = u16::MAX;
+    const NOT_LISTED: u16 = Self::WAS_LISTED - 1;
 
     /// The kernel begins to list.
     pub(super) fn begin_listing(&self) {
-        self.0.store(Self::NOT_LISTED, Ordering::Relaxed);
+        self.0.fetch_or(Self::NOT_LISTED, Ordering::Relaxed);
     }
 
     /// The kernel has listed all names, and has all their attributes.
     pub(super) fn end_listing(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.store(Self::WAS_LISTED, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel has listed all names, ever.
+    pub(super) fn was_listed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & Self::WAS_LISTED != 0
     }
 
     /// Counts one more access.
     fn count(&self) -> Option<u16> {
-        let add = |n: u16| (n < Self::NOT_LISTED - 1).then(|| n + 1);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok().map(|before| before + 1)
+        let is_counted = |n: u16| n & Self::NOT_LISTED < Self::NOT_LISTED - 1;
+        let add = |n: u16| is_counted(n).then(|| n + 1);
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some((before & Self::NOT_LISTED) + 1)
     }
 }
 
@@ -106,5 +114,24 @@ impl Overlay {
         if !self.watcher.tell_of(Stale::Listing(parent.ino)) {
             parent.accesses.end_listing();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accesses_are_counted_of_what_is_listed() {
+        let accesses = Accesses::default();
+        assert!(accesses.count().is_none() && !accesses.was_listed());
+        accesses.end_listing();
+        assert_eq!((accesses.count(), accesses.count()), (Some(1), Some(2)));
+        accesses.begin_listing();
+        assert!(accesses.count().is_none() && accesses.was_listed());
+        accesses.end_listing();
+        let most = (1..).find(|_| accesses.count().is_none()).unwrap() - 1;
+        assert_eq!(most, 32_766);
+        assert!(accesses.was_listed());
     }
 }

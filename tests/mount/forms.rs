@@ -263,6 +263,24 @@ fn a_union_as_the_upper_layer_of_a_union() {
 }
 
 #[test]
+fn the_marker_goes_with_the_daemon_whatever_it_was_reading() {
+    need_mount!();
+    let words: Vec<_> = (0..40).map(|n| format!("d{n}/e/f=1")).collect();
+    let mut m = Mount::unmounted(&[&words.join(" ")]);
+    m.options = vec!["--volatile".into()];
+    for _ in 0..5 {
+        m.mount();
+        let daemon = daemon_of(&m);
+        m.sh("echo > new; find . > /dev/null");
+        m.unmount();
+        wait_until("the daemon ends", || {
+            !std::path::Path::new(&format!("/proc/{daemon}")).exists()
+        });
+        assert!(!m.path("work/volatile").exists());
+    }
+}
+
+#[test]
 fn a_volatile_mount_leaves_a_marker_that_a_crash_of_the_machine_betrays() {
     need_mount!();
     let mut m = Mount::unmounted(&["f=1", ""]);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::common::union::Union;
 use plyfs::layers::number::Ino;
-use plyfs::overlay::Stale;
+use plyfs::overlay::{DirEntry, Stale};
 
 #[test]
 fn no_name_twice_and_none_missing() {
@@ -136,4 +136,54 @@ fn a_kernel_that_drops_no_listing_is_told_again() {
     let kernel = Listed::new(false);
     kernel.list_all();
     assert_eq!(kernel.read(40), 8);
+}
+
+/// Lists a directory as the kernel does: up to the answer that has no more names.
+fn list_whole(u: &Union, path: &str) {
+    let (dir, mut cookie) = (u.ino(path).unwrap(), 0);
+    loop {
+        let begin = cookie;
+        let take = |entry: &DirEntry| {
+            cookie = entry.cookie;
+            true
+        };
+        u.overlay().readdir(dir, begin, take).unwrap();
+        if cookie == begin {
+            return;
+        }
+    }
+}
+
+#[test]
+fn who_walks_finds_the_next_directories_read() {
+    let u = Union::new(&["a/f=1 b/f=1 b/c/f=1 d/f=1", "a/f=1 b/c/g=1 d/g=1 e/f=1"]);
+    let seems_walked = |path: &str| u.overlay().seems_walked(u.ino(path).unwrap());
+    // A layer must not change while it is mounted; what does not show was read before.
+    let change = |name: &str| std::fs::write(u.lowers[1].join(name), "").unwrap();
+    assert!(!seems_walked("") && !seems_walked("b"));
+    list_whole(&u, "");
+    assert!(seems_walked("b") && !seems_walked("b/c"));
+    u.overlay().read_ahead(Ino::ROOT, || true);
+    for name in ["a/late", "d/late", "e/late", "b/c/late"] {
+        change(name);
+    }
+    assert_eq!((u.names("a"), u.names("e")), (vec!["f".into()], vec!["f".into()]));
+    assert_eq!(u.names("d"), ["f", "g"]);
+    list_whole(&u, "b");
+    assert!(!seems_walked("b") && seems_walked("b/c"));
+    u.overlay().read_ahead(u.ino("b").unwrap(), || true);
+    change("b/c/later");
+    assert_eq!(u.names("b/c"), ["f", "g", "late"]);
+}
+
+#[test]
+fn a_directory_that_is_too_large_is_not_read_ahead() {
+    let names: Vec<String> = (0..4000).map(|n| format!("large/{n:0200}=")).collect();
+    let u = Union::new(&[&format!("small/f=1 {}", names.join(" "))]);
+    list_whole(&u, "");
+    u.overlay().read_ahead(Ino::ROOT, || true);
+    for name in ["small/late", "large/late"] {
+        std::fs::write(u.lowers[0].join(name), "").unwrap();
+    }
+    assert_eq!((u.names("small").len(), u.names("large").len()), (1, 4001));
 }

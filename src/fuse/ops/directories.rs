@@ -22,6 +22,7 @@ impl Ops {
 
     pub(super) fn readdirplus(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let ReadIn { offset, size, .. } = request.structure()?;
+        let seems_walked = offset == 0 && self.overlay.seems_walked(request.ino());
         self.overlay.readdir(request.ino(), offset, |entry: &DirEntry| {
             let attr = match &entry.attr {
                 Some(attr) => reply::entry(attr.ino.0, &convert::attr(attr), self.ttl),
@@ -31,6 +32,9 @@ impl Ops {
             let name = ListedName { attr: Some(attr), ..listed(entry) };
             reply.name(size as usize, &name).is_ok_and(|taken| taken)
         })?;
+        if seems_walked {
+            self.ahead.read(&self.overlay, request.ino());
+        }
         Ok(())
     }
 }

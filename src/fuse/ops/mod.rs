@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::abi::{self, BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader};
+use super::ahead::Ahead;
 use super::awake::Awake;
 use super::device::{Backing, Device};
 use super::init::Terms;
@@ -45,6 +46,7 @@ pub(super) struct Ops {
     device: Device,
     stats: Stats,
     awake: Option<Awake>,
+    ahead: Ahead,
     ttl: Duration,
     xattrs: bool,
     /// Where only they and root may ask.
@@ -106,6 +108,7 @@ impl Ops {
             device,
             stats: Stats::default(),
             awake,
+            ahead: Ahead::default(),
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
             xattrs: config.xattrs,
             owner: (config.allow == Allow::OwnerAndRoot).then_some(us),
