@@ -292,9 +292,15 @@ fn place_in(stat: &[u8]) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use rustix::thread::CpuSet;
 
+    use super::super::abi::InHeader;
+    use super::super::crew::Crew;
+    use super::super::request::{Body, By, Request};
     use super::*;
+    use crate::overlay::Wait;
 
     fn at(processor: Processor) -> Place {
         Place { processor, raises: true }
@@ -357,6 +363,9 @@ mod tests {
     #[test]
     fn who_works_long_is_apart() {
         let near = Near::new(Priority::Normal);
+        let header = InHeader::default();
+        let crew = Crew::new("test", 1, 1, mpsc::channel().0, |_, _| Ok(()));
+        crew.start().unwrap();
         let may_run_on = || {
             let set = rustix::thread::sched_getaffinity(None).unwrap();
             (0..CpuSet::MAX_CPU).filter(|number| set.is_set(*number)).collect::<Vec<_>>()
@@ -366,9 +375,13 @@ mod tests {
                 let all = may_run_on();
                 let (first, last) = (all[0] as Processor, *all.last().unwrap() as Processor);
                 let joined = near.join();
+                let by = By::Member(&crew, Some(&joined));
+                let request = Request { header: &header, body: Body::Whole(&[]), by };
                 near.go(Some(at(first)));
                 assert_eq!(may_run_on(), [usize::from(first)]);
-                let apart = joined.apart();
+                drop(request.waits(Wait::Disk));
+                assert_eq!(may_run_on(), [usize::from(first)]);
+                let apart = request.waits(Wait::Copy);
                 assert_eq!(may_run_on(), all);
                 near.go(Some(at(last)));
                 assert_eq!(may_run_on(), all);

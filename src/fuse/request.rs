@@ -151,6 +151,26 @@ mod tests {
     }
 
     #[test]
+    fn who_copies_for_a_ring_has_the_usual_priority() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let copy = move || {
+            let before = nice();
+            crate::sys::raise_priority(rustix::thread::gettid());
+            let raised = nice();
+            let header = InHeader::default();
+            let request = Request { header: &header, body: Body::Whole(&[]), by: By::Steady };
+            let disk = request.waits(Wait::Disk);
+            assert_eq!(nice(), raised);
+            drop(disk);
+            let copies = request.waits(Wait::Copy);
+            assert_eq!(nice(), before);
+            drop(copies);
+            assert_eq!(nice(), raised);
+        };
+        std::thread::spawn(copy).join().unwrap();
+    }
+
+    #[test]
     fn both_forms_of_a_body_say_the_same() {
         use super::super::abi::RenameIn;
         let header = InHeader::default();

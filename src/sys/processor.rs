@@ -1,4 +1,4 @@
-//! On which processor a thread runs, and before whom (sched(7)).
+//! On which processor a thread runs, and with which priority (sched(7)).
 
 use std::marker::PhantomData;
 use std::sync::OnceLock;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::mounted::{
-    Mount, daemon_of, is_mounted, mount_line, plyfs, run, sh, wait_until,
+    Mount, daemon_of, is_mounted, mount_line, plyfs, run, sh, threads, wait_until,
 };
 use crate::common::{is_root, tell};
 use crate::need_mount;
@@ -272,6 +272,7 @@ fn the_marker_goes_with_the_daemon_whatever_it_was_reading() {
         m.mount();
         let daemon = daemon_of(&m);
         m.sh("echo > new; find . > /dev/null");
+        assert_eq!(threads(&daemon, "ahead").len(), 1, "somebody reads");
         m.unmount();
         wait_until("the daemon ends", || {
             !std::path::Path::new(&format!("/proc/{daemon}")).exists()
