@@ -138,7 +138,7 @@ impl Upper {
             return make_mark(dir, &mark.file_name);
         }
         let mut temp = self.temp();
-        let fd = temp.create_file(0o600)?;
+        let fd = temp.create_file()?;
         rustix::io::write(&fd, &mark.content)?;
         // The mark hides nothing without its content, should the machine crash.
         rustix::fs::fsync(&fd)?;
@@ -189,9 +189,14 @@ impl Temp<'_> {
         &self.name
     }
 
-    /// Creates it as a regular file, open for reading and writing.
-    pub fn create_file(&self, mode: u32) -> sys::Result<OwnedFd> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    /// Creates it as a regular file for who mounts alone, open for reading and writing.
+    pub fn create_file(&self) -> sys::Result<OwnedFd> {
+        self.create_file_with(0o600, sys::O_READWRITE)
+    }
+
+    /// Creates it as a regular file of this mode, open with these flags.
+    pub fn create_file_with(&self, mode: u32, flags: OFlags) -> sys::Result<OwnedFd> {
+        let flags = flags | OFlags::CREATE | OFlags::EXCL;
         rustix::fs::openat(self.dir, &self.name[..], flags, Mode::from_raw_mode(mode))
     }
 
@@ -433,7 +438,7 @@ mod tests {
         let opened = open(&upper, &work, "me").unwrap();
         assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
         let temp = opened.temp();
-        temp.create_file(0o600).unwrap();
+        temp.create_file().unwrap();
         drop(temp);
         assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
     }

@@ -33,6 +33,7 @@ struct Copy<'a> {
     temp: Temp<'a>,
     /// `O_PATH`, or open for data where it is a regular file.
     fd: OwnedFd,
+    /// Its attributes before it was given those of the lower file.
     stat: Stat,
     /// Where the data is, if not in the copy.
     data: Option<Arc<LowerData>>,
@@ -207,33 +208,39 @@ impl Overlay {
         begun: Timestamp,
     ) -> Result<Copy<'_>> {
         let temp = self.upper()?.temp();
-        let object = self.object(inode)?;
-        let (fd, data) = match inode.kind {
+        let (object, fd, data) = match inode.kind {
             FileType::RegularFile => self.build_file(inode, lower, &temp, extent)?,
-            kind => (self.build_node(kind, lower, &temp, &object)?, None),
+            kind => {
+                let object = self.object(inode)?;
+                let fd = self.build_node(kind, lower, &temp, &object)?;
+                (object, fd, None)
+            }
         };
-        self.copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
-        let stat = sys::fstat(&fd).context("stat copy", b"")?;
+        let stat = self.copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
         if stat.kind() == FileType::RegularFile && !self.skips_sync()? {
             rustix::fs::fsync(&fd).context("sync copy", b"")?;
         }
         Ok(Copy { temp, fd, stat, data, begun })
     }
 
-    /// Makes a regular file in workdir, with its data or with a pointer to it.
+    /// Makes a regular file in workdir, with its data or with a pointer to it; `object` is what
+    /// its attributes are to be taken from.
     fn build_file(
         &self,
         inode: &Arc<Inode>,
         lower: &Stat,
         temp: &Temp<'_>,
         extent: Extent,
-    ) -> Result<(OwnedFd, Option<Arc<LowerData>>)> {
+    ) -> Result<(Arc<OwnedFd>, OwnedFd, Option<Arc<LowerData>>)> {
         let name = temp.name();
-        let fd = temp.create_file(0o600).context("create copy", name)?;
+        // With its mode at once; who mounts may have to keep another one.
+        let mode = if self.owners.overrides.is_some() { 0o600 } else { lower.mode & 0o777 };
+        let flags = self.upper_flags(sys::O_READWRITE);
+        let fd = temp.create_file_with(mode, flags).context("create copy", name)?;
         let wanted = match extent {
             Extent::Attributes => {
                 if let Some(data) = self.point_to_data(inode, lower, fd.as_fd()) {
-                    return Ok((fd, Some(data)));
+                    return Ok((self.object(inode)?, fd, Some(data)));
                 }
                 lower.size
             }
@@ -242,7 +249,9 @@ impl Overlay {
         };
         let from = self.data(inode, Access::Read)?;
         sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
-        Ok((fd, None))
+        // A metacopy's attributes are not where its data is.
+        let object = if inode.in_upper() { self.object(inode)? } else { from };
+        Ok((object, fd, None))
     }
 
     /// Makes a node that is no regular file in workdir, or a regular file that stands for it.
@@ -259,7 +268,7 @@ impl Overlay {
         let is_stand_in = lower.kind() == FileType::RegularFile;
         if is_stand_in || self.needs_stand_in(kind, owner) || has_links && self.replaces_symlinks()
         {
-            let fd = temp.create_file(0o600).context("create copy", name)?;
+            let fd = temp.create_file().context("create copy", name)?;
             if kind == FileType::Symlink {
                 write_target(&fd, &read_target(object)?)?;
             }
@@ -279,16 +288,18 @@ impl Overlay {
         Ok(copy)
     }
 
-    /// Gives the copy the owner, mode, xattrs and times of the lower file.
+    /// Gives the copy the owner, mode, xattrs and times of the lower file. Returns its attributes of
+    /// before.
     pub(super) fn copy_attributes(
         &self,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         lower: &Stat,
-    ) -> Result<()> {
-        self.owners.copy(from, to, lower)?;
+    ) -> Result<Stat> {
+        let made = self.owners.copy(from, to, lower)?;
         sys::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
-            .context("set times of copy", b"")
+            .context("set times of copy", b"")?;
+        Ok(made)
     }
 
     /// Makes the copy known in the index, and then in upper; in neither, if that fails.
@@ -335,7 +346,11 @@ impl Overlay {
             self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name))
                 .context("publish copy", &name)?;
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+            let has_data = inode.kind == FileType::RegularFile && copy.data.is_none();
             inode.set_upper(UpperFile::named(copy.stat.ino), copy.data);
+            if has_data {
+                self.fds.put(FdKey::Write(inode.ino), copy.fd); // it is about to be changed
+            }
             drop(alone);
             match was {
                 Some(metacopy) => {

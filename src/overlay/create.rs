@@ -14,17 +14,15 @@ use super::attr::{self, Attr, Owner};
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::inode::Inode;
-use super::listing::Entry;
+use super::listing::{Entry, Listing};
 use super::ownership::{Owners, write_target};
 use super::state::{Link, Links, State, UpperFile};
 use super::{Overlay, held_name};
-use crate::layers::marks;
 use crate::layers::number::Ino;
 use crate::layers::override_stat::{OverrideStat, OverrideXattr, real_mode};
 use crate::layers::upper::Upper;
+use crate::layers::{acl, marks};
 use crate::sys::{self, Errno, FileType, Stat};
-
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// A node to be made.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +106,7 @@ impl Overlay {
             return Err(Error::Exists);
         }
         let dir = self.upper_dir(&parent)?;
-        let site = self.site(&parent, dir.as_fd(), name)?;
+        let site = self.site(&parent, names, dir.as_fd(), name)?;
         let open = self.make(&site, node)?;
         let looked_at = match &open {
             Some(fd) => sys::fstat(fd),
@@ -168,15 +166,17 @@ impl Overlay {
     fn site<'a>(
         &self,
         parent: &Arc<Inode>,
+        names: &mut Listing,
         dir: BorrowedFd<'a>,
         name: &'a [u8],
     ) -> Result<Site<'a>> {
         let whiteout = self.prepare_name(parent, dir, name)?;
-        let default_acl = match sys::get_xattr(dir, DEFAULT_ACL) {
-            Ok(acl) => Some(acl).filter(|_| self.acl),
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => None,
-            Err(errno) => return Err(errno).context("read default ACL", name),
+        let default_acl = match names.bequeaths_nothing {
+            true => None,
+            false => default_acl(dir).context("read default ACL", name)?,
         };
+        names.bequeaths_nothing = default_acl.is_none();
+        let default_acl = default_acl.filter(|_| self.acl);
         let parent = self.owners.held(dir, sys::fstat(dir).context("stat", name)?)?;
         Ok(Site { dir, name, parent, default_acl, whiteout })
     }
@@ -240,7 +240,7 @@ impl Overlay {
     fn make_in_work(&self, site: &Site<'_>, blueprint: &Blueprint<'_>) -> Result<()> {
         let upper = self.upper()?;
         let mut temp = upper.temp();
-        let Some(acl) = &site.default_acl else {
+        let Some(default_acl) = &site.default_acl else {
             let node = match self.owners.overrides {
                 Some(xattr) => self.build_kept(xattr, temp.dir(), temp.name(), blueprint)?,
                 None => {
@@ -254,7 +254,7 @@ impl Overlay {
         let build = || {
             rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
             let nursery = sys::open_at(dir, name, sys::O_DIRECTORY)?;
-            sys::set_xattr(nursery.as_fd(), DEFAULT_ACL, acl, 0)?;
+            sys::set_xattr(nursery.as_fd(), acl::DEFAULT, default_acl, 0)?;
             let node = self.build(nursery.as_fd(), b"node", blueprint)?;
             let publish = || rustix::fs::renameat(&nursery, "node", site.dir, site.name);
             publish_node(&node, blueprint, publish)
@@ -346,6 +346,14 @@ impl Overlay {
             ..State::default()
         };
         self.inodes.intern(number, || Inode::new(number, kind, state))
+    }
+}
+
+fn default_acl(dir: BorrowedFd<'_>) -> sys::Result<Option<Vec<u8>>> {
+    match sys::get_xattr(dir, acl::DEFAULT) {
+        Ok(acl) => Ok(Some(acl)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -127,6 +127,8 @@ pub(super) struct Listing {
     entries: BTreeMap<Cookie, Entry>,
     /// Some name sits at another cookie than its hash: look-ups must search.
     displaced: bool,
+    /// Upper's directory is known to have no ACL that what is made in it inherits.
+    pub(super) bequeaths_nothing: bool,
 }
 
 /// Hashes names to cookies; one per mount.
@@ -159,7 +161,7 @@ impl Listing {
             Some((cookie, entry))
         };
         let entries = placed.into_iter().filter_map(has_place).collect();
-        let mut listing = Self { entries, displaced: false };
+        let mut listing = Self { entries, ..Self::default() };
         displaced.into_iter().for_each(|entry| listing.insert(hashing, entry));
         listing
     }

@@ -260,13 +260,13 @@ impl Owners {
     }
 
     /// Gives a copy owner and permissions of the original, and its xattrs (a change of owner drops
-    /// capabilities, so they come after).
+    /// capabilities, so they come after). Returns its attributes of before.
     pub(super) fn copy(
         &self,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         original: &Stat,
-    ) -> Result<()> {
+    ) -> Result<Stat> {
         let made = sys::fstat(to).context("stat copy", b"")?;
         let Some(xattr) = self.overrides.filter(|xattr| xattr.is_for(made.kind())) else {
             let owner = Owner { uid: original.uid, gid: original.gid };
@@ -276,10 +276,14 @@ impl Owners {
                     result => result.context("chown copy", b"")?,
                 }
             }
-            if original.kind() != FileType::Symlink {
+            // chown(2) has dropped setuid and setgid.
+            let has_mode =
+                made.permissions() == original.permissions() && original.mode & 0o6000 == 0;
+            if original.kind() != FileType::Symlink && !has_mode {
                 sys::chmod(to, original.mode).context("chmod copy", b"")?;
             }
-            return private_xattr::copy_others(from, to).context("copy xattrs", b"");
+            private_xattr::copy_others(from, to).context("copy xattrs", b"")?;
+            return Ok(made);
         };
         private_xattr::copy_with(from, to, |name| {
             // The real mode is the union's own, so lists that widen it are not copied.
@@ -292,7 +296,8 @@ impl Owners {
         if original.kind() != made.kind() {
             kept.node = Some((original.kind(), original.rdev));
         }
-        Self::keep(xattr, to, &made, &kept).context("keep override_stat", b"")
+        Self::keep(xattr, to, &made, &kept).context("keep override_stat", b"")?;
+        Ok(made)
     }
 }
 
@@ -449,7 +454,7 @@ impl Overlay {
         let upper = self.upper()?;
         let mut temp = upper.temp();
         let kept = OverrideStat { node: Some((FileType::Symlink, 0)), ..*kept };
-        let fd = temp.create_file(0o600).context("stand in for a symlink", b"")?;
+        let fd = temp.create_file().context("stand in for a symlink", b"")?;
         write_target(&fd, &read_target(object)?)?;
         OverrideXattr::Containers.write(fd.as_fd(), &kept).context("keep override_stat", b"")?;
         let times = (Some(TimeChange::At(link.atime)), Some(TimeChange::At(link.mtime)));

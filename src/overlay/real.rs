@@ -199,7 +199,7 @@ impl Overlay {
         if let Some(stat) = self.stat_by_index(inode) {
             return Ok(stat);
         }
-        let mut stat = match self.stat_by_name(inode)? {
+        let mut stat = match self.stat_in_one(inode)? {
             Some(stat) => stat,
             None => sys::fstat(self.object(inode)?.as_fd()).context("stat", b"")?,
         };
@@ -209,12 +209,18 @@ impl Overlay {
         Ok(stat)
     }
 
-    /// The common case in one call: its first name leads to it.
-    fn stat_by_name(&self, inode: &Arc<Inode>) -> Result<Option<Stat>> {
+    /// The common cases in one call: it is open, or its first name leads to it.
+    fn stat_in_one(&self, inode: &Arc<Inode>) -> Result<Option<Stat>> {
         let (link, upper, lower) = {
             let state = inode.state.read();
             (state.links.first().cloned(), state.upper.clone(), state.lower())
         };
+        if inode.kind == FileType::RegularFile
+            && upper.as_deref().is_some_and(|upper| upper.held.is_none())
+            && let Some(open) = self.fds.get(FdKey::Write(inode.ino))
+        {
+            return sys::fstat(&open).map(Some).context("stat", b"");
+        }
         match (upper.as_deref(), link, lower) {
             (Some(UpperFile { ino, held: None }), Some(link), _) if link.parent.in_upper() => {
                 let Some(dir) = self.try_upper_dir(&link.parent)? else {

@@ -68,6 +68,11 @@ impl Overlay {
             true => Cow::Owned(self.owners.held_acl(value)?),
             false => Cow::Borrowed(value),
         };
+        // Nobody makes a name meanwhile, which would inherit it or not.
+        let mut names = (name == acl::DEFAULT).then(|| inode.dir.write());
+        if let Some(names) = names.as_mut().and_then(|names| names.as_deref_mut()) {
+            names.bequeaths_nothing = false;
+        }
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         let held = match self.held_behind(&inode, name) {

@@ -12,6 +12,9 @@ const KERNEL_CHUNK: usize = 64 << 20;
 /// Bytes of the buffer where the kernel cannot copy by itself.
 const BUFFER_SIZE: usize = 1 << 20;
 
+/// Bytes of a block of nearly all filesystems, or of the smallest.
+const SMALL: usize = 4096;
+
 /// Whether every byte is zero.
 pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
@@ -21,6 +24,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()> {
     if size == 0 {
         return Ok(());
+    }
+    if size <= SMALL as u64 {
+        return copy_small(from, to, size);
     }
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return rustix::fs::ftruncate(to, size);
@@ -34,6 +40,31 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
         return Ok(());
     }
     rustix::fs::ftruncate(to, size)
+}
+
+/// As [`copy_data`], for a file of one block: it is a hole, or has none.
+fn copy_small(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()> {
+    let mut buffer = [0; SMALL];
+    let mut bytes = &mut buffer[..usize::try_from(size).unwrap_or(SMALL)];
+    let mut read = 0;
+    while read < bytes.len() {
+        match rustix::io::pread(from, &mut bytes[read..], read as u64)? {
+            0 => bytes = &mut bytes[..read],
+            got => read += got,
+        }
+    }
+    if bytes.len() as u64 != size || is_zero(bytes) {
+        rustix::fs::ftruncate(to, size)?;
+    }
+    if is_zero(bytes) { Ok(()) } else { write_all(to, bytes, 0) }
+}
+
+fn write_all(to: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += rustix::io::pwrite(to, &bytes[done..], at + done as u64)?;
+    }
+    Ok(())
 }
 
 /// The next run of data at or after `position` and below `size`, or `None` if only a hole is left.
@@ -102,10 +133,7 @@ fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64)
         if got == 0 {
             break;
         }
-        let mut done = 0;
-        while done < got {
-            done += rustix::io::pwrite(to, &buffer[done..got], position + done as u64)?;
-        }
+        write_all(to, &buffer[..got], position)?;
         position += got as u64;
     }
     Ok(position)

@@ -1,10 +1,11 @@
-//! Changing attributes through an `O_PATH` descriptor, whatever it names.
+//! Changing attributes through a descriptor, `O_PATH` included, whatever it names.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Mode, Timespec, Timestamps};
 
-use super::{Errno, Result, Timestamp, proc_path};
+use super::object::or_by_path;
+use super::{Errno, Result, Timestamp};
 
 /// A new value of a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub enum TimeChange {
 
 /// chmod(2); a symlink has no mode to change (EOPNOTSUPP).
 pub fn chmod(object: BorrowedFd<'_>, mode: u32) -> Result<()> {
-    rustix::fs::chmod(proc_path(object), Mode::from_raw_mode(mode & 0o7777))
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    or_by_path(rustix::fs::fchmod(object, mode), object, |path| rustix::fs::chmod(path, mode))
 }
 
 /// Changes a directory, or moves it to another parent, although its mode may forbid that to its

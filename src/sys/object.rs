@@ -97,6 +97,19 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// The result of a call on `fd`, or, as an `O_PATH` descriptor takes hardly any (EBADF), of one on
+/// its [`proc_path`].
+pub(super) fn or_by_path<T>(
+    result: Result<T>,
+    fd: BorrowedFd<'_>,
+    by_path: impl FnOnce(String) -> Result<T>,
+) -> Result<T> {
+    match result {
+        Err(Errno::BADF) => by_path(proc_path(fd)),
+        result => result,
+    }
+}
+
 /// Opens the object behind `fd` anew with other flags (`O_NOFOLLOW` must not be among them).
 pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(proc_path(fd), flags - OFlags::NOFOLLOW, Mode::empty())
