@@ -40,6 +40,8 @@ pub struct Upper {
     tmp: Arc<OwnedFd>,
     index: Index,
     next_temp: AtomicU64,
+    /// Whether its filesystem has files without a name (`O_TMPFILE`), as far as is known.
+    has_nameless: AtomicBool,
     /// Hold the locks until dropped.
     _locks: (File, OwnedFd),
 }
@@ -66,6 +68,7 @@ impl Upper {
             tmp: Arc::new(tmp),
             index,
             next_temp: AtomicU64::new(0),
+            has_nameless: true.into(),
             _locks: locks,
         })
     }
@@ -99,6 +102,23 @@ impl Upper {
     pub fn temp(&self) -> Temp<'_> {
         let name = format!("{:x}", self.next_temp.fetch_add(1, Ordering::Relaxed));
         Temp { dir: self.tmp.as_fd(), name: name.into_bytes(), armed: true }
+    }
+
+    /// Creates a regular file without a name, to be linked to one in upper: what a crash leaves of
+    /// it is nothing, and it is synced without workdir. `None` where the filesystem has no such
+    /// files.
+    pub fn nameless_file(&self, mode: u32, flags: OFlags) -> sys::Result<Option<OwnedFd>> {
+        if !self.has_nameless.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let flags = flags | OFlags::TMPFILE;
+        match rustix::fs::openat(&self.tmp, c".", flags, Mode::from_raw_mode(mode)) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                self.has_nameless.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
     }
 
     /// Gives a file a name in workdir for as long as the guard lives.

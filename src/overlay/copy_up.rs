@@ -3,8 +3,9 @@
 //! Where upper may hold pointers and only attributes change, a large file's data stays where
 //! it is (see `metacopy.rs`); the first change of the data completes the copy.
 //!
-//! The copy is built in workdir and published by one rename, so a crash leaves the lower
-//! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, rename
+//! The copy is built in workdir, a file's without a name where that is possible, and published by
+//! one link or rename, so a crash leaves the lower
+//! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, link or rename
 //! (chown drops setuid and capabilities, so it comes before the mode and the xattrs).
 //! Only the copied inode's own `copy_up` lock is held while data moves.
 
@@ -30,7 +31,8 @@ use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 
 /// A copy in workdir, not published yet.
 struct Copy<'a> {
-    temp: Temp<'a>,
+    /// Its name there, if it has one.
+    temp: Option<Temp<'a>>,
     /// `O_PATH`, or open for data where it is a regular file.
     fd: OwnedFd,
     /// Its attributes before it was given those of the lower file.
@@ -45,13 +47,14 @@ struct Copy<'a> {
 const LONG_COPY: u64 = 4 << 20;
 
 impl Copy<'_> {
-    /// Moves it to its name. A directory that changes its parent must be writable, also one
+    /// Gives it its name; one without a name replaces nothing. A directory that changes its parent must be writable, also one
     /// whose mode says no.
     fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
-        if self.stat.kind() != FileType::Directory {
-            return self.temp.publish(dir, name);
+        match &mut self.temp {
+            None => sys::link_fd(self.fd.as_fd(), dir, name),
+            Some(temp) if self.stat.kind() != FileType::Directory => temp.publish(dir, name),
+            Some(temp) => sys::with_write_permission(self.fd.as_fd(), || temp.publish(dir, name)),
         }
-        sys::with_write_permission(self.fd.as_fd(), || self.temp.publish(dir, name))
     }
 }
 
@@ -207,13 +210,17 @@ impl Overlay {
         extent: Extent,
         begun: Timestamp,
     ) -> Result<Copy<'_>> {
-        let temp = self.upper()?.temp();
-        let (object, fd, data) = match inode.kind {
-            FileType::RegularFile => self.build_file(inode, lower, &temp, extent)?,
+        let (temp, fd, object, data) = match inode.kind {
+            FileType::RegularFile => {
+                let (temp, fd) = self.create_copy(inode, lower)?;
+                let (object, data) = self.fill_copy(inode, lower, &fd, extent)?;
+                (temp, fd, object, data)
+            }
             kind => {
+                let temp = self.upper()?.temp();
                 let object = self.object(inode)?;
                 let fd = self.build_node(kind, lower, &temp, &object)?;
-                (object, fd, None)
+                (Some(temp), fd, object, None)
             }
         };
         let stat = self.copy_attributes(object.as_fd(), fd.as_fd(), lower)?;
@@ -223,24 +230,35 @@ impl Overlay {
         Ok(Copy { temp, fd, stat, data, begun })
     }
 
-    /// Makes a regular file in workdir, with its data or with a pointer to it; `object` is what
-    /// its attributes are to be taken from.
-    fn build_file(
-        &self,
-        inode: &Arc<Inode>,
-        lower: &Stat,
-        temp: &Temp<'_>,
-        extent: Extent,
-    ) -> Result<(Arc<OwnedFd>, OwnedFd, Option<Arc<LowerData>>)> {
-        let name = temp.name();
+    /// Makes a regular file in workdir. One that takes the place of a metacopy needs a name.
+    fn create_copy(&self, inode: &Inode, lower: &Stat) -> Result<(Option<Temp<'_>>, OwnedFd)> {
+        let upper = self.upper()?;
         // With its mode at once; who mounts may have to keep another one.
         let mode = if self.owners.overrides.is_some() { 0o600 } else { lower.mode & 0o777 };
         let flags = self.upper_flags(sys::O_READWRITE);
-        let fd = temp.create_file_with(mode, flags).context("create copy", name)?;
+        if !inode.in_upper()
+            && let Some(fd) = upper.nameless_file(mode, flags).context("create copy", b"")?
+        {
+            return Ok((None, fd));
+        }
+        let temp = upper.temp();
+        let fd = temp.create_file_with(mode, flags).context("create copy", temp.name())?;
+        Ok((Some(temp), fd))
+    }
+
+    /// Gives a copy its data, or a pointer to it. Returns that, and what the attributes are to be
+    /// taken from.
+    fn fill_copy(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        copy: &OwnedFd,
+        extent: Extent,
+    ) -> Result<(Arc<OwnedFd>, Option<Arc<LowerData>>)> {
         let wanted = match extent {
             Extent::Attributes => {
-                if let Some(data) = self.point_to_data(inode, lower, fd.as_fd()) {
-                    return Ok((self.object(inode)?, fd, Some(data)));
+                if let Some(data) = self.point_to_data(inode, lower, copy.as_fd()) {
+                    return Ok((self.object(inode)?, Some(data)));
                 }
                 lower.size
             }
@@ -248,10 +266,10 @@ impl Overlay {
             Extent::Shortened(size) => size.min(lower.size),
         };
         let from = self.data(inode, Access::Read)?;
-        sys::copy_data(from.as_fd(), fd.as_fd(), wanted).context("copy up", name)?;
+        sys::copy_data(from.as_fd(), copy.as_fd(), wanted).context("copy up", b"")?;
         // A metacopy's attributes are not where its data is.
         let object = if inode.in_upper() { self.object(inode)? } else { from };
-        Ok((object, fd, None))
+        Ok((object, None))
     }
 
     /// Makes a node that is no regular file in workdir, or a regular file that stands for it.
@@ -402,7 +420,12 @@ impl Overlay {
         let held = if self.held.has_room() {
             self.held.hold(Arc::new(copy.fd)) // and the guard removes the temporary's name
         } else {
-            Held::Parked(Arc::new(self.upper()?.keep(copy.temp)))
+            let upper = self.upper()?;
+            let parked = match copy.temp {
+                Some(temp) => upper.keep(temp),
+                None => upper.park(copy.fd.as_fd()).context("park", b"")?,
+            };
+            Held::Parked(Arc::new(parked))
         };
         let upper = UpperFile { ino: copy.stat.ino, held: Some(held) };
         inode.set_upper(Arc::new(upper), copy.data);
