@@ -5,7 +5,6 @@
 //! - [`unmount`]: detach a mountpoint
 
 mod abi;
-mod ahead;
 mod attach;
 mod awake;
 mod beside;
@@ -13,6 +12,7 @@ mod cache;
 mod convert;
 mod crew;
 mod device;
+mod helper;
 mod init;
 mod near;
 mod opens;

@@ -53,6 +53,7 @@ mod rename;
 mod state;
 mod suidgid;
 mod watcher;
+mod write_behind;
 mod xattr;
 
 use std::borrow::Cow;
@@ -70,6 +71,7 @@ pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use suidgid::SuidGid;
 pub use watcher::Stale;
+pub use write_behind::Grown;
 
 use crate::layers::lower::Lower;
 use crate::layers::marks;

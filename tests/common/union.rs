@@ -17,6 +17,7 @@ pub struct Union {
     pub ownership: Ownership,
     /// Whether the lowers have a merged index.
     pub indexed: bool,
+    syncs: bool,
     overlay: Option<Overlay>,
 }
 
@@ -38,7 +39,8 @@ impl Union {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let ownership = Ownership::default();
-        let mut union = Self { dir, lowers, form, ownership, indexed: false, overlay: None };
+        let (indexed, syncs) = (false, false); // no test here crashes the machine
+        let mut union = Self { dir, lowers, form, ownership, indexed, syncs, overlay: None };
         union.remount();
         union
     }
@@ -61,11 +63,17 @@ impl Union {
         self.remount();
     }
 
+    /// Closes the union and opens it as one that skips no syncs.
+    pub fn sync(&mut self) {
+        self.syncs = true;
+        self.remount();
+    }
+
     /// Closes the union and opens it anew.
     pub fn remount(&mut self) {
         self.overlay = None;
         let mut options = MountOptions::new(self.lowers.clone());
-        options.volatile = true; // no test here crashes the machine
+        options.volatile = !self.syncs;
         options.form = self.form;
         options.ownership = self.ownership.clone();
         options.merged_index = self.indexed.then(|| self.index());

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
-use crate::common::mounted::{Mount, run};
+use crate::common::mounted::{Mount, daemon_of, run, threads};
 use crate::common::union::fingerprint;
 use crate::need_mount;
 
@@ -44,6 +44,25 @@ fn large_data_survives_a_remount() {
     assert!(std::fs::read(m.at("big")).unwrap() == data);
     m.remount();
     assert!(std::fs::read(m.at("big")).unwrap() == data);
+}
+
+#[test]
+fn the_disk_writes_a_large_file_while_more_comes() {
+    need_mount!();
+    if std::env::var("PLYFS_TEST_IO").is_ok_and(|io| io == "passthrough") {
+        return; // the kernel writes
+    }
+    let mut m = Mount::new(&[""]);
+    let daemon = daemon_of(&m);
+    m.sh("seq 1000000 > small");
+    assert!(threads(&daemon, "behind").is_empty());
+    let line = "seq 9000000 | head -c 60000000";
+    m.sh(&format!("{line} | dd bs=1M iflag=fullblock status=none of=large"));
+    assert_eq!(threads(&daemon, "behind").len(), 1);
+    let compare = format!("{line} | cmp - large");
+    m.sh(&compare);
+    m.remount();
+    m.sh(&compare);
 }
 
 #[test]

@@ -136,6 +136,7 @@ fn xattrs() {
 fn default_acls_are_inherited() {
     need_mount!();
     let m = Mount::new(&["d/"]);
+    m.sh("umask 022; touch d/before"); // there is nothing to inherit yet
     let entries = ["-d", "-m", "u:12:rwx,g::r-x,o::---"];
     match Command::new("setfacl").args(entries).arg(m.at("d")).output() {
         Err(_) => return eprintln!("skipped: no setfacl"),
@@ -148,6 +149,13 @@ fn default_acls_are_inherited() {
     assert!(acl.contains("default:user:12:rwx"), "{acl}");
     assert_eq!(fs::metadata(m.at("d/f")).unwrap().mode() & 0o7777, 0o660);
     assert!(m.sh("getfacl -cn d/sticky").contains("default:user:12:rwx"));
+    m.sh("setfacl -k d; umask 022; touch d/after");
+    for file in ["d/before", "d/after"] {
+        assert_eq!(
+            m.sh(&format!("getfacl -cnE {file}")).trim(),
+            "user::rw-\ngroup::r--\nother::r--"
+        );
+    }
 }
 
 #[test]

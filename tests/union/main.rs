@@ -16,3 +16,4 @@ mod readdir;
 mod remove;
 mod rename;
 mod rich;
+mod write_behind;

@@ -57,6 +57,9 @@ impl Ops {
         let ino = request.ino();
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         let written = self.overlay.write(ino, offset, data, WriteFlags { suidgid })?;
+        if let Some(file) = self.overlay.grown(ino, offset, written) {
+            self.behind.give(file);
+        }
         Ok(reply_written(reply, written)?)
     }
 

@@ -23,9 +23,9 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::abi::{self, BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader};
-use super::ahead::Ahead;
 use super::awake::Awake;
 use super::device::{Backing, Device};
+use super::helper::Helper;
 use super::init::Terms;
 use super::opens::Opens;
 use super::reply::{Answer, Reply};
@@ -33,7 +33,7 @@ use super::request::{By, Elsewhere, Request};
 use super::stats::Stats;
 use super::{Allow, Io, MountConfig};
 use crate::layers::number::Ino;
-use crate::overlay::{Error, Overlay};
+use crate::overlay::{Error, Grown, Overlay};
 
 /// How long the kernel may believe what it was told, unless the mount says less: until it changes
 /// it itself.
@@ -46,7 +46,8 @@ pub(super) struct Ops {
     device: Device,
     stats: Stats,
     awake: Option<Awake>,
-    ahead: Ahead,
+    ahead: Helper<Ino>,
+    behind: Helper<Grown>,
     ttl: Duration,
     xattrs: bool,
     /// Where only they and root may ask.
@@ -103,12 +104,14 @@ impl Ops {
         awake: Option<Awake>,
     ) -> Self {
         let us = rustix::process::geteuid().as_raw();
+        let union = Arc::clone(&overlay);
         Self {
+            ahead: Helper::new("ahead", move |dir, goes_on| union.read_ahead(dir, goes_on)),
+            behind: Helper::new("behind", |file: Grown, _| file.write_out()),
             overlay,
             device,
             stats: Stats::default(),
             awake,
-            ahead: Ahead::default(),
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
             xattrs: config.xattrs,
             owner: (config.allow == Allow::OwnerAndRoot).then_some(us),
