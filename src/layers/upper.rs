@@ -464,6 +464,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_a_name_gets_one_or_leaves_nothing() {
+        let (_dir, upper, work) = dirs();
+        let opened = open(&upper, &work, "me").unwrap();
+        let Some(file) = opened.nameless_file(0o640, sys::O_READWRITE).unwrap() else {
+            return eprintln!("skipped: no O_TMPFILE");
+        };
+        rustix::io::write(&file, b"text").unwrap();
+        sys::link_fd(file.as_fd(), opened.root(), b"name").unwrap();
+        let again = sys::link_fd(file.as_fd(), opened.root(), b"name");
+        assert_eq!(again, Err(Errno::EXIST), "it replaces nothing");
+        assert_eq!(std::fs::read(upper.join("name")).unwrap(), b"text");
+        assert_eq!(std::fs::read_dir(work.join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn work_inside_upper_is_refused() {
         let (_dir, upper, _) = dirs();
         let inside = upper.join("work");

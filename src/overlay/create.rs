@@ -220,10 +220,10 @@ impl Overlay {
         let owner = Owner { gid: if inherits { site.parent.gid } else { held.gid }, ..held };
         let is_dir = matches!(node.kind, NodeKind::Directory);
         let opaque = is_dir && site.whiteout;
-        // What one call in place makes: the daemon's own user and group, or the group of a
-        // setgid parent, and no bits that mkdir(2) would drop.
-        let own = owner.uid == rustix::process::geteuid().as_raw()
-            && (inherits || owner.gid == rustix::process::getegid().as_raw());
+        // What one call in place makes: user and group of who mounts, or the group of a setgid
+        // parent, and no bits that mkdir(2) would drop.
+        let mounter = self.owners.mounter;
+        let own = owner.uid == mounter.uid && (inherits || owner.gid == mounter.gid);
         let is_kept = self.owners.overrides.is_some(); // what is in an xattr is no one call
         if own && !is_kept && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
             let flags = self.upper_flags(sys::O_READWRITE);

@@ -60,6 +60,8 @@ pub struct Ownership {
 /// [`Ownership`], decided for the layers of a union.
 #[derive(Debug)]
 pub(super) struct Owners {
+    /// Who mounts: whose new files are at first.
+    pub(super) mounter: Owner,
     uids: IdMap,
     gids: IdMap,
     pub(super) overrides: Option<OverrideXattr>,
@@ -86,7 +88,11 @@ impl Owners {
         };
         let (uids, gids) = (ownership.uids.clone(), ownership.gids.clone());
         let symlinks_are = ownership.symlinks_are.filter(|_| overrides.is_some());
-        Ok(Self { uids, gids, overrides, symlinks_are })
+        let mounter = Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        };
+        Ok(Self { mounter, uids, gids, overrides, symlinks_are })
     }
 
     /// Whether lists of other users and groups mean anything.
@@ -120,14 +126,14 @@ impl Owners {
     /// Who holds a new file of this owner. Of a squashed one nobody sees the owner, so who may not
     /// give files away keeps them.
     pub(super) fn held_owner(&self, shown: Owner) -> Result<Owner> {
-        let is_root = rustix::process::geteuid().is_root();
+        let is_root = self.mounter.uid == 0;
         let held = |map: &IdMap, id: u32, own: u32| match map.squashed() {
             Some(_) if !is_root => Ok(own),
             _ => map.held(id).ok_or(Errno::OVERFLOW).context("hold an owner", b""),
         };
         Ok(Owner {
-            uid: held(&self.uids, shown.uid, rustix::process::geteuid().as_raw())?,
-            gid: held(&self.gids, shown.gid, rustix::process::getegid().as_raw())?,
+            uid: held(&self.uids, shown.uid, self.mounter.uid)?,
+            gid: held(&self.gids, shown.gid, self.mounter.gid)?,
         })
     }
 
@@ -174,8 +180,7 @@ impl Owners {
 
     /// Whose a real symlink is.
     fn symlink_owner(&self) -> (u32, u32) {
-        let mounter = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        self.symlinks_are.unwrap_or(mounter)
+        self.symlinks_are.unwrap_or((self.mounter.uid, self.mounter.gid))
     }
 
     /// What is kept in the object's xattr, if it can have one and the union uses them.

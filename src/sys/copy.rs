@@ -164,6 +164,24 @@ mod tests {
     }
 
     #[test]
+    fn a_small_file_is_copied_and_a_small_hole_stays_one() {
+        for (text, size) in [("some text", 9), ("", 700), ("ends early", 12)] {
+            let mut from = tempfile::tempfile().unwrap();
+            from.write_all(text.as_bytes()).unwrap();
+            from.set_len(size).unwrap();
+            let mut to = tempfile::tempfile().unwrap();
+            copy_data(from.as_fd(), to.as_fd(), size).unwrap();
+            let mut all = Vec::new();
+            to.rewind().unwrap();
+            to.read_to_end(&mut all).unwrap();
+            let mut expected = text.as_bytes().to_vec();
+            expected.resize(size as usize, 0);
+            assert_eq!(all, expected);
+            assert!(!text.is_empty() || to.metadata().unwrap().blocks() == 0);
+        }
+    }
+
+    #[test]
     fn a_shorter_size_cuts_the_copy() {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(b"0123456789").unwrap();
