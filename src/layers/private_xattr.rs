@@ -69,27 +69,30 @@ pub fn visible(list: &[u8]) -> Vec<u8> {
     shown
 }
 
-/// Copies all xattrs that are not a union's own from one object to another.
-pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<()> {
+/// Copies all xattrs that are not a union's own from one object to another. Returns their number.
+pub fn copy_others(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> sys::Result<usize> {
     copy_with(from, to, |name| unescape(name).map(|_| name.to_vec().into()))
 }
 
-/// Copies xattrs, each under the name that `rename` gives; one of none is left out.
+/// Copies xattrs, each under the name that `rename` gives; one of none is left out. Returns their
+/// number.
 pub fn copy_with<'a>(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     rename: impl Fn(&[u8]) -> Option<Cow<'a, [u8]>>,
-) -> sys::Result<()> {
+) -> sys::Result<usize> {
     let list = match sys::list_xattrs(from) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(0),
         result => result?,
     };
+    let mut copied = 0;
     for name in names(&list) {
         if let Some(new_name) = rename(name) {
             sys::set_xattr(to, &new_name, &sys::get_xattr(from, name)?, 0)?;
+            copied += 1;
         }
     }
-    Ok(())
+    Ok(copied)
 }
 
 /// Removes what `from` does not have, of those that `is_copied` says.

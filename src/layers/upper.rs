@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! UPPER/             the changeset, always a valid one: names, `.wh.` marks
-//! WORK/tmp/          what is being built; a rename publishes it; emptied at mount
+//! WORK/tmp/          what is being built; a link or rename publishes it; emptied at mount
 //! WORK/index/        see [`super::index`]
 //! WORK/spent/        see [`super::index`]
 //! WORK/origins       see [`super::index`]
@@ -40,7 +40,7 @@ pub struct Upper {
     tmp: Arc<OwnedFd>,
     index: Index,
     next_temp: AtomicU64,
-    /// Whether its filesystem has files without a name (`O_TMPFILE`), as far as is known.
+    /// Whether its filesystem has files without a name (`O_TMPFILE`) that are synced all the same.
     has_nameless: AtomicBool,
     /// Hold the locks until dropped.
     _locks: (File, OwnedFd),
@@ -65,10 +65,10 @@ impl Upper {
         Ok(Self {
             root,
             is_rich: is_rich.into(),
-            tmp: Arc::new(tmp),
             index,
             next_temp: AtomicU64::new(0),
-            has_nameless: true.into(),
+            has_nameless: syncs_nameless(&tmp).into(),
+            tmp: Arc::new(tmp),
             _locks: locks,
         })
     }
@@ -105,13 +105,12 @@ impl Upper {
     }
 
     /// Creates a regular file without a name, to be linked to one in upper: what a crash leaves of
-    /// it is nothing, and it is synced without workdir. `None` where the filesystem has no such
-    /// files.
-    pub fn nameless_file(&self, mode: u32, flags: OFlags) -> sys::Result<Option<OwnedFd>> {
+    /// it is nothing, and it is synced without workdir. `None` where that cannot be.
+    pub fn nameless_file(&self, mode: u32) -> sys::Result<Option<OwnedFd>> {
         if !self.has_nameless.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let flags = flags | OFlags::TMPFILE;
+        let flags = sys::O_READWRITE | OFlags::TMPFILE;
         match rustix::fs::openat(&self.tmp, c".", flags, Mode::from_raw_mode(mode)) {
             Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
                 self.has_nameless.store(false, Ordering::Relaxed);
@@ -181,6 +180,16 @@ impl Upper {
     }
 }
 
+/// Whether fsync(2) of a file without a name makes it durable, as of one with a name: btrfs logs none
+/// of it, so that an fsync of the directory that it is linked to later would have an empty file
+/// after a crash; of others it is not known.
+fn syncs_nameless(dir: &OwnedFd) -> bool {
+    const EXT: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const TMPFS: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(dir).is_ok_and(|fs| [EXT, XFS, TMPFS].contains(&fs.f_type))
+}
+
 /// Creates an empty mark file; one that exists is as good.
 fn make_mark(dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -211,12 +220,12 @@ impl Temp<'_> {
 
     /// Creates it as a regular file for who mounts alone, open for reading and writing.
     pub fn create_file(&self) -> sys::Result<OwnedFd> {
-        self.create_file_with(0o600, sys::O_READWRITE)
+        self.create_file_of_mode(0o600)
     }
 
-    /// Creates it as a regular file of this mode, open with these flags.
-    pub fn create_file_with(&self, mode: u32, flags: OFlags) -> sys::Result<OwnedFd> {
-        let flags = flags | OFlags::CREATE | OFlags::EXCL;
+    /// As [`create_file`](Self::create_file), with this mode.
+    pub fn create_file_of_mode(&self, mode: u32) -> sys::Result<OwnedFd> {
+        let flags = sys::O_READWRITE | OFlags::CREATE | OFlags::EXCL;
         rustix::fs::openat(self.dir, &self.name[..], flags, Mode::from_raw_mode(mode))
     }
 
@@ -467,7 +476,7 @@ mod tests {
     fn a_file_without_a_name_gets_one_or_leaves_nothing() {
         let (_dir, upper, work) = dirs();
         let opened = open(&upper, &work, "me").unwrap();
-        let Some(file) = opened.nameless_file(0o640, sys::O_READWRITE).unwrap() else {
+        let Some(file) = opened.nameless_file(0o640).unwrap() else {
             return eprintln!("skipped: no O_TMPFILE");
         };
         rustix::io::write(&file, b"text").unwrap();

@@ -4,9 +4,9 @@
 //! it is (see `metacopy.rs`); the first change of the data completes the copy.
 //!
 //! The copy is built in workdir, a file's without a name where that is possible, and published by
-//! one link or rename, so a crash leaves the lower
-//! file or the whole copy. Order: data, owner, mode, xattrs, times, sync, origin, link or rename
-//! (chown drops setuid and capabilities, so it comes before the mode and the xattrs).
+//! one link or rename, so a crash leaves the lower file or the whole copy. Order: data, owner,
+//! xattrs, mode, times, sync, origin, link or rename (chown drops setuid and capabilities, so it
+//! comes before the mode and the xattrs).
 //! Only the copied inode's own `copy_up` lock is held while data moves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -196,9 +196,12 @@ impl Overlay {
             return Err(Errno::PERM).context("change a file that is immutable", b"");
         }
         let copy = self.build_copy(inode, &stat, extent, begun)?;
-        self.publish_copy(inode, &stat, copy)?;
+        let open = self.publish_copy(inode, &stat, copy)?;
         if inode.has_data_in_upper() {
             self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
+        }
+        if let Some(open) = open.filter(|_| extent != Extent::Attributes) {
+            self.fds.put(FdKey::Write(inode.ino), open); // its data is about to be changed
         }
         Ok(())
     }
@@ -233,17 +236,23 @@ impl Overlay {
     /// Makes a regular file in workdir. One that takes the place of a metacopy needs a name.
     fn create_copy(&self, inode: &Inode, lower: &Stat) -> Result<(Option<Temp<'_>>, OwnedFd)> {
         let upper = self.upper()?;
-        // With its mode at once; who mounts may have to keep another one.
-        let mode = if self.owners.overrides.is_some() { 0o600 } else { lower.mode & 0o777 };
-        let flags = self.upper_flags(sys::O_READWRITE);
-        if !inode.in_upper()
-            && let Some(fd) = upper.nameless_file(mode, flags).context("create copy", b"")?
-        {
-            return Ok((None, fd));
-        }
-        let temp = upper.temp();
-        let fd = temp.create_file_with(mode, flags).context("create copy", temp.name())?;
-        Ok((Some(temp), fd))
+        // With its mode at once, as a rule; who mounts may have to keep another one, and must be
+        // able to set xattrs.
+        let mode = if self.owners.overrides.is_some() { 0 } else { lower.mode & 0o777 } | 0o600;
+        let nameless = match inode.in_upper() {
+            true => None,
+            false => upper.nameless_file(mode).context("create copy", b"")?,
+        };
+        let (temp, fd) = match nameless {
+            Some(fd) => (None, fd),
+            None => {
+                let temp = upper.temp();
+                let fd = temp.create_file_of_mode(mode).context("create copy", temp.name())?;
+                (Some(temp), fd)
+            }
+        };
+        self.mark_no_accesses(&fd);
+        Ok((temp, fd))
     }
 
     /// Gives a copy its data, or a pointer to it. Returns that, and what the attributes are to be
@@ -267,8 +276,9 @@ impl Overlay {
         };
         let from = self.data(inode, Access::Read)?;
         sys::copy_data(from.as_fd(), copy.as_fd(), wanted).context("copy up", b"")?;
-        // A metacopy's attributes are not where its data is.
-        let object = if inode.in_upper() { self.object(inode)? } else { from };
+        // A metacopy's attributes are not where its data is, whichever layer has it.
+        let is_apart = inode.in_upper() || inode.state.read().data.is_some();
+        let object = if is_apart { self.object(inode)? } else { from };
         Ok((object, None))
     }
 
@@ -320,8 +330,14 @@ impl Overlay {
         Ok(made)
     }
 
-    /// Makes the copy known in the index, and then in upper; in neither, if that fails.
-    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<()> {
+    /// Makes the copy known in the index, and then in upper; in neither, if that fails. Returns a
+    /// descriptor for its data.
+    fn publish_copy(
+        &self,
+        inode: &Arc<Inode>,
+        lower: &Stat,
+        copy: Copy<'_>,
+    ) -> Result<Option<OwnedFd>> {
         let index = self.upper()?.index();
         let ino = copy.stat.ino;
         // What may wait for a disk comes before a directory is locked.
@@ -343,12 +359,12 @@ impl Overlay {
         lower: &Stat,
         mut copy: Copy<'_>,
         stands: bool,
-    ) -> Result<()> {
+    ) -> Result<Option<OwnedFd>> {
         let index = self.upper()?.index();
         let was = inode.state.read().upper.clone();
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
-                return self.keep_nameless(inode, lower, copy, stands);
+                return self.keep_nameless(inode, lower, copy, stands).map(|()| None);
             };
             self.copy_up_ancestors(&parent)?; // it may not be the link that the copy began for
             let mut names = parent.dir.write();
@@ -366,9 +382,6 @@ impl Overlay {
             best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
             let has_data = inode.kind == FileType::RegularFile && copy.data.is_none();
             inode.set_upper(UpperFile::named(copy.stat.ino), copy.data);
-            if has_data {
-                self.fds.put(FdKey::Write(inode.ino), copy.fd); // it is about to be changed
-            }
             drop(alone);
             match was {
                 Some(metacopy) => {
@@ -382,7 +395,7 @@ impl Overlay {
                 inode.linked.store(false, Ordering::Release);
                 best_effort("record links", index.count_down(inode.ino, lower.nlink, None));
             }
-            return Ok(());
+            return Ok(has_data.then_some(copy.fd));
         }
     }
 

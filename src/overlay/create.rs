@@ -226,9 +226,10 @@ impl Overlay {
         let own = owner.uid == mounter.uid && (inherits || owner.gid == mounter.gid);
         let is_kept = self.owners.overrides.is_some(); // what is in an xattr is no one call
         if own && !is_kept && !opaque && mode & 0o7000 == 0 && !node.kind.looks_like_whiteout() {
-            let flags = self.upper_flags(sys::O_READWRITE);
-            return make_node(site.dir, site.name, node.kind, mode, flags)
-                .context("create", site.name);
+            let made = make_node(site.dir, site.name, node.kind, mode);
+            let open = made.context("create", site.name)?;
+            open.iter().for_each(|file| self.mark_no_accesses(file));
+            return Ok(open);
         }
         let mode = if is_dir && inherits { mode | 0o2000 } else { mode };
         self.make_in_work(site, &Blueprint { kind: node.kind, mode, owner, opaque })?;
@@ -272,7 +273,7 @@ impl Overlay {
         let Blueprint { kind, mode, owner, opaque } = *blueprint;
         // The mark is made inside, whatever the mode shall be.
         let bits = if opaque { mode | 0o700 } else { mode };
-        drop(make_node(dir, name, kind, bits, sys::O_READWRITE)?);
+        drop(make_node(dir, name, kind, bits)?);
         let fd = sys::open_at(dir, name, sys::O_PATH)?;
         if opaque {
             Upper::make_opaque(fd.as_fd())?;
@@ -304,7 +305,7 @@ impl Overlay {
         let stands_in = self.needs_stand_in(file_type, owner);
         let made = if stands_in { NodeKind::File } else { kind };
         let bits = real_mode(mode, made.file_type());
-        drop(make_node(dir, name, made, bits, sys::O_READWRITE).context("create", name)?);
+        drop(make_node(dir, name, made, bits).context("create", name)?);
         let fd = sys::open_at(dir, name, sys::O_PATH).context("open", name)?;
         if opaque {
             Upper::make_opaque(fd.as_fd()).context("make opaque", name)?;
@@ -370,18 +371,17 @@ fn publish_node(
     }
 }
 
-/// Makes the bare node; a file is open with `flags`.
+/// Makes the bare node; a file is open for reading and writing.
 fn make_node(
     dir: BorrowedFd<'_>,
     name: &[u8],
     kind: NodeKind<'_>,
     mode: u32,
-    flags: OFlags,
 ) -> sys::Result<Option<OwnedFd>> {
     let bits = Mode::from_raw_mode(mode);
     match kind {
         NodeKind::File => {
-            let flags = flags | OFlags::CREATE | OFlags::EXCL;
+            let flags = sys::O_READWRITE | OFlags::CREATE | OFlags::EXCL;
             return rustix::fs::openat(dir, name, flags, bits).map(Some);
         }
         NodeKind::Directory => rustix::fs::mkdirat(dir, name, bits),

@@ -15,7 +15,7 @@ use super::inode::Inode;
 use super::state::LowerData;
 use crate::layers::private_xattr;
 use crate::layers::redirect::{self, Below, Metacopy};
-use crate::sys::{Stat, Timestamp};
+use crate::sys::{self, Stat, Timestamp};
 
 /// Longer than the step of any kernel's clock for file times (at most 10 ms).
 const TICK: Duration = Duration::from_millis(50);
@@ -87,6 +87,10 @@ impl Overlay {
         let is_told = begun.since(then.ctime) > TICK;
         if is_told && now.ctime == then.ctime {
             return Ok(());
+        }
+        if self.owners.overrides.is_none() {
+            // The mode that it has may forbid its owner to set xattrs.
+            sys::chmod(copy.as_fd(), now.permissions() | 0o600).context("chmod copy", b"")?;
         }
         private_xattr::drop_excess(object.as_fd(), copy.as_fd(), |name| self.owners.copies(name))
             .context("copy xattrs", b"")?;

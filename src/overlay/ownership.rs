@@ -281,13 +281,15 @@ impl Owners {
                     result => result.context("chown copy", b"")?,
                 }
             }
-            // chown(2) has dropped setuid and setgid.
-            let has_mode =
-                made.permissions() == original.permissions() && original.mode & 0o6000 == 0;
+            // The mode comes last, for it may forbid its owner to set xattrs.
+            let copied = private_xattr::copy_others(from, to).context("copy xattrs", b"")?;
+            // chown(2) has dropped setuid and setgid, and an ACL may have changed the mode.
+            let has_mode = made.permissions() == original.permissions()
+                && original.mode & 0o6000 == 0
+                && copied == 0;
             if original.kind() != FileType::Symlink && !has_mode {
                 sys::chmod(to, original.mode).context("chmod copy", b"")?;
             }
-            private_xattr::copy_others(from, to).context("copy xattrs", b"")?;
             return Ok(made);
         };
         private_xattr::copy_with(from, to, |name| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::held::Held;
 use super::inode::Inode;
@@ -319,6 +319,17 @@ impl Overlay {
         match self.atime {
             Atime::Never => flags | OFlags::NOATIME,
             Atime::Relative | Atime::Always => flags,
+        }
+    }
+
+    /// Has what is read by a descriptor that was made, and so could not be opened with
+    /// [`upper_flags`](Self::upper_flags), be no access either. Not where the file is not the
+    /// daemon's own.
+    pub(super) fn mark_no_accesses(&self, made: &OwnedFd) {
+        if self.atime == Atime::Never {
+            let flags = rustix::fs::fcntl_getfl(made).map(|flags| flags | OFlags::NOATIME);
+            let set = flags.and_then(|flags| rustix::fs::fcntl_setfl(made, flags));
+            best_effort("read without an access", set);
         }
     }
 

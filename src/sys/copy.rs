@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::SeekFrom;
+use rustix::io::retry_on_intr;
 
 use super::{Errno, Result};
 
@@ -48,7 +49,7 @@ fn copy_small(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()>
     let mut bytes = &mut buffer[..usize::try_from(size).unwrap_or(SMALL)];
     let mut read = 0;
     while read < bytes.len() {
-        match rustix::io::pread(from, &mut bytes[read..], read as u64)? {
+        match retry_on_intr(|| rustix::io::pread(from, &mut bytes[read..], read as u64))? {
             0 => bytes = &mut bytes[..read],
             got => read += got,
         }
@@ -62,7 +63,10 @@ fn copy_small(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()>
 fn write_all(to: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
-        done += rustix::io::pwrite(to, &bytes[done..], at + done as u64)?;
+        match retry_on_intr(|| rustix::io::pwrite(to, &bytes[done..], at + done as u64))? {
+            0 => return Err(Errno::IO),
+            written => done += written,
+        }
     }
     Ok(())
 }

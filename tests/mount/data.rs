@@ -54,15 +54,28 @@ fn the_disk_writes_a_large_file_while_more_comes() {
     }
     let mut m = Mount::new(&[""]);
     let daemon = daemon_of(&m);
-    m.sh("seq 1000000 > small");
+    m.sh("head -c 60000000 /dev/zero > small");
     assert!(threads(&daemon, "behind").is_empty());
-    let line = "seq 9000000 | head -c 60000000";
+    let line = "seq 12000000 | head -c 90000000";
     m.sh(&format!("{line} | dd bs=1M iflag=fullblock status=none of=large"));
     assert_eq!(threads(&daemon, "behind").len(), 1);
     let compare = format!("{line} | cmp - large");
     m.sh(&compare);
     m.remount();
     m.sh(&compare);
+}
+
+#[test]
+fn a_change_of_attributes_leaves_nothing_open() {
+    need_mount!();
+    let m = Mount::new(&["d/a=1 d/b=2 d/c=3 d/e=4"]);
+    let daemon = daemon_of(&m);
+    let open = || std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count();
+    m.sh("ls -l d > /dev/null; chmod 700 d/a");
+    let before = open();
+    m.sh("chmod 755 d/b; touch d/c; chown $(id -u) d/e");
+    assert_eq!(open(), before);
+    m.expect_upper("d/ d/a=1 d/b=2 d/c=3 d/e=4");
 }
 
 #[test]

@@ -230,3 +230,60 @@ fn a_plain_mount_of_a_rich_upper_follows_and_makes_none() {
     u.unlink("big").unwrap();
     u.expect("again/ again/e/ again/e/deep=1 again/f=2 there/ there/x=3");
 }
+
+#[test]
+fn a_copy_of_a_lower_metacopy_has_its_attributes() {
+    for plain in [false, true] {
+        let Some(mut u) = with_big() else { return };
+        let set = |path: &std::path::Path, name: &str, value: &[u8]| {
+            let file = fs::File::open(path).unwrap();
+            sys::set_xattr(file.as_fd(), name.as_bytes(), value, 0).unwrap();
+        };
+        set(&u.lowers[0].join("big"), "user.changed", b"old");
+        set(&u.lowers[0].join("big"), "user.removed", b"old");
+        u.remount();
+        let ino = u.ino("big").unwrap();
+        u.chmod("big", 0o640).unwrap();
+        u.overlay().set_xattr(ino, b"user.changed", b"new", 0).unwrap();
+        u.overlay().remove_xattr(ino, b"user.removed").unwrap();
+        u.stack();
+        if plain {
+            u.form = plyfs::overlay::UpperForm::Plain;
+            u.remount();
+            u.chmod("big", 0o600).unwrap();
+        } else {
+            u.write("big", 0, "x").unwrap();
+        }
+        assert!(blocks(&u) * 512 >= BIG as u64, "the data came, too");
+        for _ in 0..2 {
+            let ino = u.ino("big").unwrap();
+            let mode = if plain { 0o600 } else { 0o640 };
+            assert_eq!(u.stat("big").unwrap().stat.mode & 0o7777, mode);
+            assert_eq!(u.overlay().get_xattr(ino, b"user.changed").unwrap(), b"new");
+            assert_eq!(u.overlay().list_xattrs(ino).unwrap(), b"user.changed\0");
+            u.remount();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_its_owner_may_not_write_becomes_one() {
+    let Some(mut u) = with_big() else { return };
+    let lower = u.lowers[0].join("big");
+    let file = fs::File::open(&lower).unwrap();
+    sys::set_xattr(file.as_fd(), b"user.note", b"kept", 0).unwrap();
+    fs::set_permissions(&lower, fs::Permissions::from_mode(0o444)).unwrap();
+    u.remount();
+    u.chmod("big", 0o440).unwrap();
+    assert!(blocks(&u) < 32, "{}", blocks(&u));
+    let ino = u.ino("big").unwrap();
+    assert_eq!(u.overlay().get_xattr(ino, b"user.note").unwrap(), b"kept");
+    u.write("big", 0, "x").unwrap(); // by who has it open
+    assert!(blocks(&u) * 512 >= BIG as u64);
+    for _ in 0..2 {
+        let ino = u.ino("big").unwrap();
+        assert_eq!(u.stat("big").unwrap().stat.mode & 0o7777, 0o440);
+        assert_eq!(u.overlay().get_xattr(ino, b"user.note").unwrap(), b"kept");
+        u.remount();
+    }
+}

@@ -46,8 +46,9 @@ pub(super) struct Ops {
     device: Device,
     stats: Stats,
     awake: Option<Awake>,
-    ahead: Helper<Ino>,
+    /// Gone before the union is, which `ahead` has to the end.
     behind: Helper<Grown>,
+    ahead: Helper<Ino>,
     ttl: Duration,
     xattrs: bool,
     /// Where only they and root may ask.
