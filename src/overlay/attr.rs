@@ -144,7 +144,7 @@ impl Overlay {
         }
         self.check_owner(&inode, change.uid, change.gid)?;
         match change {
-            SetAttr { size: Some(size), .. } => self.copy_up_shortened(&inode, *size)?,
+            SetAttr { size: Some(size), .. } => self.copy_up_to_write(&inode, Some(*size))?,
             SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,
             _ => self.copy_up_attributes(&inode)?,
         }

@@ -47,8 +47,8 @@ struct Copy<'a> {
 const LONG_COPY: u64 = 4 << 20;
 
 impl Copy<'_> {
-    /// Gives it its name; one without a name replaces nothing. A directory that changes its parent must be writable, also one
-    /// whose mode says no.
+    /// Gives it its name; one that had none in workdir replaces nothing. A directory that changes
+    /// its parent must be writable, also one whose mode says no.
     fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
         match &mut self.temp {
             None => sys::link_fd(self.fd.as_fd(), dir, name),
@@ -74,8 +74,8 @@ pub enum Wait {
 enum Extent {
     Attributes,
     All,
-    /// The first bytes only: the file is about to be cut to this size.
-    Shortened(u64),
+    /// So many bytes from the beginning, or all there are, open for who is about to change them.
+    ToWrite(u64),
 }
 
 impl Overlay {
@@ -84,10 +84,10 @@ impl Overlay {
         self.copy_up_extent(inode, Extent::All)
     }
 
-    /// As [`copy_up`](Self::copy_up), but copies only the first `size` bytes, for the file is
-    /// about to be cut to that size.
-    pub(super) fn copy_up_shortened(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
-        self.copy_up_extent(inode, Extent::Shortened(size))
+    /// As [`copy_up`](Self::copy_up), for who is about to change the data; but copies only the
+    /// first `size` bytes, if it is about to be cut to that size.
+    pub(super) fn copy_up_to_write(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+        self.copy_up_extent(inode, Extent::ToWrite(size.unwrap_or(u64::MAX)))
     }
 
     /// As [`copy_up`](Self::copy_up), but the data may stay in the lower layer.
@@ -200,8 +200,8 @@ impl Overlay {
         if inode.has_data_in_upper() {
             self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
         }
-        if let Some(open) = open.filter(|_| extent != Extent::Attributes) {
-            self.fds.put(FdKey::Write(inode.ino), open); // its data is about to be changed
+        if let Some(open) = open.filter(|_| matches!(extent, Extent::ToWrite(_))) {
+            self.fds.put(FdKey::Write(inode.ino), open);
         }
         Ok(())
     }
@@ -272,7 +272,7 @@ impl Overlay {
                 lower.size
             }
             Extent::All => lower.size,
-            Extent::Shortened(size) => size.min(lower.size),
+            Extent::ToWrite(size) => size.min(lower.size),
         };
         let from = self.data(inode, Access::Read)?;
         sys::copy_data(from.as_fd(), copy.as_fd(), wanted).context("copy up", b"")?;
@@ -458,7 +458,7 @@ impl Overlay {
 fn is_enough(inode: &Inode, extent: Extent) -> bool {
     match extent {
         Extent::Attributes => inode.in_upper(),
-        Extent::All | Extent::Shortened(_) => inode.has_data_in_upper(),
+        Extent::All | Extent::ToWrite(_) => inode.has_data_in_upper(),
     }
 }
 

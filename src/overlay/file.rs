@@ -159,7 +159,7 @@ impl Overlay {
     }
 
     fn writable(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
-        self.copy_up(inode)?;
+        self.copy_up_to_write(inode, None)?;
         self.data(inode, Access::Write)
     }
 

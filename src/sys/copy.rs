@@ -13,7 +13,7 @@ const KERNEL_CHUNK: usize = 64 << 20;
 /// Bytes of the buffer where the kernel cannot copy by itself.
 const BUFFER_SIZE: usize = 1 << 20;
 
-/// Bytes of a block of nearly all filesystems, or of the smallest.
+/// Bytes of a block of nearly all filesystems.
 const SMALL: usize = 4096;
 
 /// Whether every byte is zero.

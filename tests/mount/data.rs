@@ -73,9 +73,9 @@ fn a_change_of_attributes_leaves_nothing_open() {
     let open = || std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().count();
     m.sh("ls -l d > /dev/null; chmod 700 d/a");
     let before = open();
-    m.sh("chmod 755 d/b; touch d/c; chown $(id -u) d/e");
+    m.sh("chmod 755 d/b; touch d/c; chown $(id -u) d/e; mv d/e d/x");
     assert_eq!(open(), before);
-    m.expect_upper("d/ d/a=1 d/b=2 d/c=3 d/e=4");
+    m.expect_upper("d/ d/.wh.e= d/a=1 d/b=2 d/c=3 d/x=4");
 }
 
 #[test]
