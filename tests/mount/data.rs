@@ -54,7 +54,7 @@ fn the_disk_writes_a_large_file_while_more_comes() {
     }
     let mut m = Mount::new(&[""]);
     let daemon = daemon_of(&m);
-    m.sh("head -c 60000000 /dev/zero > small");
+    m.sh("dd if=/dev/zero bs=1M count=60 status=none of=small");
     assert!(threads(&daemon, "behind").is_empty());
     let line = "seq 12000000 | head -c 90000000";
     m.sh(&format!("{line} | dd bs=1M iflag=fullblock status=none of=large"));

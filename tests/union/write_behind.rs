@@ -8,6 +8,17 @@ use plyfs::overlay::{Grown, WriteFlags};
 
 const MIB: usize = 1 << 20;
 
+/// An empty file of a union that skips syncs or does not.
+fn with_file(syncs: bool) -> (Union, Ino) {
+    let mut u = Union::new(&[""]);
+    if syncs {
+        u.sync();
+    }
+    u.create("f", "").unwrap();
+    let ino = u.ino("f").unwrap();
+    (u, ino)
+}
+
 /// Writes a megabyte of `n` as the n-th; the file, if some of it is to be given to the disk then.
 fn write(u: &Union, ino: Ino, n: usize) -> Option<Grown> {
     let data = vec![u8::try_from(n).unwrap(); MIB];
@@ -18,10 +29,7 @@ fn write(u: &Union, ino: Ino, n: usize) -> Option<Grown> {
 
 #[test]
 fn what_was_written_of_a_large_file_leaves_memory() {
-    let mut u = Union::new(&[""]);
-    u.sync();
-    u.create("f", "").unwrap();
-    let ino = u.ino("f").unwrap();
+    let (u, ino) = with_file(true);
     let mut buffer = [0; 4096];
     let mut is_cached = |n: usize| {
         let offset = (n * MIB + MIB / 2) as u64;
@@ -49,19 +57,16 @@ fn what_was_written_of_a_large_file_leaves_memory() {
 
 #[test]
 fn only_files_that_grow_and_grow() {
-    let mut u = Union::new(&[""]);
-    u.sync();
-    u.create("f", "").unwrap();
-    let ino = u.ino("f").unwrap();
+    let (u, ino) = with_file(true);
     let given = |n| write(&u, ino, n).is_some();
     assert!(!given(55), "small");
     assert!(given(63));
     assert!(!given(64), "not yet a step more");
     assert!(!given(63), "written again");
     assert!(given(95), "over what was left out");
-    let few = u.overlay().write(ino, 104 << 20, b"few", WriteFlags::default()).unwrap();
-    assert!(u.overlay().grown(ino, 104 << 20, few).is_none());
-    let u = Union::new(&[""]);
-    u.create("f", "").unwrap();
-    assert!(write(&u, u.ino("f").unwrap(), 63).is_none(), "a volatile one");
+    let over_a_step = (104 << 20) - 2;
+    let few = u.overlay().write(ino, over_a_step, b"few", WriteFlags::default()).unwrap();
+    assert!(u.overlay().grown(ino, over_a_step, few).is_none(), "little at a time");
+    let (u, ino) = with_file(false);
+    assert!(write(&u, ino, 63).is_none(), "a volatile one");
 }
