@@ -1,72 +1,126 @@
-//! Threads for what nobody waits for: to read ahead of who walks the tree, to have the disk write
-//! behind who writes.
+//! Threads for what nobody waits for: to read ahead of who walks the tree, to copy ahead of who changes
+//! it, to have the disk write behind who writes.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::sys;
 
 /// Jobs that may wait; what comes beyond is not done.
-const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 32;
 
 /// What it does with a job, as long as the second says that the mount goes on.
-type Work<J> = Arc<dyn Fn(J, &dyn Fn() -> bool) + Send + Sync>;
+type Work<J> = dyn Fn(J, &dyn Fn() -> bool) + Send + Sync;
 
-/// Such a thread, which the first job starts.
+/// Such threads, which the first job starts.
 pub(super) struct Helper<J> {
     name: &'static str,
-    work: Work<J>,
-    /// `None` inside if there is none to be had.
-    thread: OnceLock<Option<Thread<J>>>,
+    shared: Arc<Shared<J>>,
+    threads: Mutex<Threads>,
 }
 
-struct Thread<J> {
-    jobs: SyncSender<J>,
-    ended: Arc<AtomicBool>,
-    handle: JoinHandle<()>,
+struct Shared<J> {
+    work: Box<Work<J>>,
+    jobs: Mutex<VecDeque<J>>,
+    /// That there is one, or that the mount has ended.
+    news: Condvar,
+    ended: AtomicBool,
+}
+
+enum Threads {
+    /// None yet, of so many.
+    ToStart(usize),
+    Started(Vec<JoinHandle<()>>),
 }
 
 impl<J: Send + 'static> Helper<J> {
+    /// Of `count` threads.
     pub(super) fn new(
         name: &'static str,
+        count: usize,
         work: impl Fn(J, &dyn Fn() -> bool) + Send + Sync + 'static,
     ) -> Self {
-        Self { name, work: Arc::new(work), thread: OnceLock::new() }
-    }
-
-    /// Has it do this, unless it has enough to do.
-    pub(super) fn give(&self, job: J) {
-        if let Some(thread) = self.thread.get_or_init(|| self.start()) {
-            let _ = thread.jobs.try_send(job);
-        }
-    }
-
-    fn start(&self) -> Option<Thread<J>> {
-        let (sender, jobs) = sync_channel(MAX_WAITING);
-        let ended = Arc::new(AtomicBool::new(false));
-        let (work, has_ended) = (Arc::clone(&self.work), Arc::clone(&ended));
-        let do_all = move || {
-            sys::run_as_usual();
-            let goes_on = || !has_ended.load(Ordering::Relaxed);
-            jobs.iter().take_while(|_| goes_on()).for_each(|job| work(job, &goes_on));
+        let shared = Shared {
+            work: Box::new(work),
+            jobs: Mutex::default(),
+            news: Condvar::new(),
+            ended: AtomicBool::new(false),
         };
-        let spawned = std::thread::Builder::new().name(self.name.into()).spawn(do_all);
-        let handle = spawned.inspect_err(|error| log::debug!("no thread {}: {error}", self.name));
-        Some(Thread { jobs: sender, ended, handle: handle.ok()? })
+        Self { name, shared: Arc::new(shared), threads: Mutex::new(Threads::ToStart(count)) }
+    }
+
+    /// Has it do these, unless it has enough to do.
+    pub(super) fn give(&self, new: impl IntoIterator<Item = J>) {
+        let mut new = new.into_iter().peekable();
+        if new.peek().is_none() || !self.has_threads() {
+            return;
+        }
+        let mut jobs = self.shared.jobs.lock();
+        let room = MAX_WAITING.saturating_sub(jobs.len());
+        jobs.extend(new.take(room));
+        drop(jobs);
+        self.shared.news.notify_all();
+    }
+
+    /// Whether there are threads, started if there were none yet.
+    fn has_threads(&self) -> bool {
+        let mut threads = self.threads.lock();
+        if let Threads::ToStart(count) = *threads {
+            *threads = Threads::Started((0..count).filter_map(|_| self.start()).collect());
+        }
+        matches!(&*threads, Threads::Started(handles) if !handles.is_empty())
+    }
+
+    fn start(&self) -> Option<JoinHandle<()>> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name(self.name.into());
+        let spawned = thread.spawn(move || shared.do_all());
+        spawned.inspect_err(|error| log::debug!("no thread {}: {error}", self.name)).ok()
     }
 }
 
-/// The union is complete when its mount is gone: the thread must not have it any more.
+impl<J> Shared<J> {
+    /// Does what comes, until the mount has ended.
+    fn do_all(&self) {
+        sys::run_as_usual();
+        let goes_on = || !self.ended.load(Ordering::Relaxed);
+        while let Some(job) = self.next() {
+            (self.work)(job, &goes_on);
+        }
+    }
+
+    fn next(&self) -> Option<J> {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if self.ended.load(Ordering::Relaxed) {
+                return None;
+            }
+            match jobs.pop_front() {
+                Some(job) => return Some(job),
+                None => self.news.wait(&mut jobs),
+            }
+        }
+    }
+}
+
+/// The union is complete when its mount is gone: the threads must not have it any more.
 impl<J> Drop for Helper<J> {
     fn drop(&mut self) {
-        let Some(Some(Thread { jobs, ended, handle })) = self.thread.take() else { return };
-        ended.store(true, Ordering::Relaxed);
+        let Threads::Started(handles) = self.threads.get_mut() else { return };
+        // Not between a thread's look at this and its wait.
+        let jobs = self.shared.jobs.lock();
+        self.shared.ended.store(true, Ordering::Relaxed);
         drop(jobs);
-        if handle.join().is_err() {
-            log::error!("the thread {} panicked", self.name);
+        self.shared.news.notify_all();
+        for handle in handles.drain(..) {
+            if handle.join().is_err() {
+                log::error!("a thread {} panicked", self.name);
+            }
         }
     }
 }

@@ -107,7 +107,7 @@ impl Upper {
     /// Creates a regular file without a name, to be linked to one in upper: what a crash leaves of
     /// it is nothing, and it is synced without workdir. `None` where that cannot be.
     pub fn nameless_file(&self, mode: u32) -> sys::Result<Option<OwnedFd>> {
-        if !self.has_nameless.load(Ordering::Relaxed) {
+        if !self.has_nameless() {
             return Ok(None);
         }
         let flags = sys::O_READWRITE | OFlags::TMPFILE;
@@ -118,6 +118,11 @@ impl Upper {
             }
             result => result.map(Some),
         }
+    }
+
+    /// Whether files can be made without a name, as far as is known.
+    pub fn has_nameless(&self) -> bool {
+        self.has_nameless.load(Ordering::Relaxed)
     }
 
     /// Gives a file a name in workdir for as long as the guard lives.

@@ -143,11 +143,14 @@ impl Overlay {
             return self.change_nothing(ino, caller);
         }
         self.check_owner(&inode, change.uid, change.gid)?;
-        match change {
-            SetAttr { size: Some(size), .. } => self.copy_up_to_write(&inode, Some(*size))?,
+        let _open = match change {
+            SetAttr { size: Some(size), .. } => {
+                self.copy_up_to_write(&inode, Some(*size))?;
+                None
+            }
             SetAttr { mode: Some(mode), .. } => self.copy_up_for_mode(&inode, *mode)?,
             _ => self.copy_up_attributes(&inode)?,
-        }
+        };
         let changed = self.change(&inode, change);
         if changed.is_err() {
             self.watcher.tell(ino); // a part of it may have been done

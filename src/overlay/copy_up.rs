@@ -30,17 +30,30 @@ use crate::layers::upper::Temp;
 use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 
 /// A copy in workdir, not published yet.
-struct Copy<'a> {
+#[derive(Debug)]
+pub(super) struct Copy<'a> {
     /// Its name there, if it has one.
-    temp: Option<Temp<'a>>,
+    pub(super) temp: Option<Temp<'a>>,
     /// `O_PATH`, or open for data where it is a regular file.
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     /// Its attributes before it was given those of the lower file.
-    stat: Stat,
+    pub(super) stat: Stat,
     /// Where the data is, if not in the copy.
-    data: Option<Arc<LowerData>>,
+    pub(super) data: Option<Arc<LowerData>>,
     /// When the attributes that it has were looked at.
-    begun: Timestamp,
+    pub(super) begun: Timestamp,
+}
+
+/// While it lives, a new copy is open for writing; nobody could execute it.
+pub(super) struct OpenCopy<'a> {
+    overlay: &'a Overlay,
+    ino: Ino,
+}
+
+impl Drop for OpenCopy<'_> {
+    fn drop(&mut self) {
+        self.overlay.fds.remove(FdKey::Write(self.ino));
+    }
 }
 
 /// Bytes whose copying takes milliseconds.
@@ -71,7 +84,7 @@ pub enum Wait {
 
 /// How much of a file an operation needs in upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
+pub(super) enum Extent {
     Attributes,
     All,
     /// So many bytes from the beginning, or all there are, open for who is about to change them.
@@ -81,18 +94,20 @@ enum Extent {
 impl Overlay {
     /// Gives the inode, and the directories above it, a place in upper.
     pub(super) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up_extent(inode, Extent::All)
+        self.copy_up_extent(inode, Extent::All).map(drop)
     }
 
     /// As [`copy_up`](Self::copy_up), for who is about to change the data; but copies only the
     /// first `size` bytes, if it is about to be cut to that size.
     pub(super) fn copy_up_to_write(&self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
-        self.copy_up_extent(inode, Extent::ToWrite(size.unwrap_or(u64::MAX)))
+        self.copy_up_extent(inode, Extent::ToWrite(size.unwrap_or(u64::MAX))).map(drop)
     }
 
-    /// As [`copy_up`](Self::copy_up), but the data may stay in the lower layer.
-    pub(super) fn copy_up_attributes(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up_extent(inode, Extent::Attributes)
+    /// As [`copy_up`](Self::copy_up), but the data may stay in the lower layer. A copy that it makes
+    /// stays open as long as the caller holds what this returns, who is about to change it.
+    pub(super) fn copy_up_attributes(&self, inode: &Arc<Inode>) -> Result<Option<OpenCopy<'_>>> {
+        let is_open = self.copy_up_extent(inode, Extent::Attributes)?;
+        Ok(is_open.then_some(OpenCopy { overlay: self, ino: inode.ino }))
     }
 
     /// What a change of this inode's data waits for.
@@ -113,16 +128,18 @@ impl Overlay {
         if self.volatile.is_none() { Wait::Disk } else { Wait::Nothing }
     }
 
-    fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
+    /// Whether it made a copy that is open now.
+    fn copy_up_extent(&self, inode: &Arc<Inode>, extent: Extent) -> Result<bool> {
         self.upper()?;
+        let mut is_open = false;
         if !is_enough(inode, extent) {
             if let Some(link) = inode.any_link() {
                 self.copy_up_ancestors(&link.parent)?;
             }
-            self.copy_up_one(inode, extent)?;
+            is_open = self.copy_up_one(inode, extent)?;
         }
         self.link_known_names(inode);
-        Ok(())
+        Ok(is_open)
     }
 
     /// Makes all names upper's that are known of a changed lower file of several: which one the
@@ -184,29 +201,31 @@ impl Overlay {
         Ok(())
     }
 
-    /// Copies up an inode whose parent is in upper, or completes a metacopy.
-    fn copy_up_one(&self, inode: &Arc<Inode>, extent: Extent) -> Result<()> {
+    /// Copies up an inode whose parent is in upper, or completes a metacopy. Whether the copy is open
+    /// now.
+    fn copy_up_one(&self, inode: &Arc<Inode>, extent: Extent) -> Result<bool> {
         let _one_at_a_time = inode.copy_up.lock();
         if is_enough(inode, extent) {
-            return Ok(());
+            return Ok(false);
         }
         let begun = Timestamp::now();
         let stat = self.stat_object(inode)?;
         if stat.is_protected() {
             return Err(Errno::PERM).context("change a file that is immutable", b"");
         }
-        let copy = self.build_copy(inode, &stat, extent, begun)?;
+        let copy = match self.copies_ahead.take(inode.ino, &stat) {
+            Some(made) => made,
+            None => self.build_copy(inode, &stat, extent, begun)?,
+        };
         let open = self.publish_copy(inode, &stat, copy)?;
         if inode.has_data_in_upper() {
             self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
         }
-        if let Some(open) = open.filter(|_| matches!(extent, Extent::ToWrite(_))) {
-            self.fds.put(FdKey::Write(inode.ino), open);
-        }
-        Ok(())
+        let open = open.filter(|_| extent != Extent::All);
+        Ok(open.map(|open| self.fds.put(FdKey::Write(inode.ino), open)).is_some())
     }
 
-    fn build_copy(
+    pub(super) fn build_copy(
         &self,
         inode: &Arc<Inode>,
         lower: &Stat,
@@ -389,6 +408,9 @@ impl Overlay {
                     best_effort("forget an inode", forgotten);
                 }
                 None => note_in_upper(names.as_deref_mut(), self, &name),
+            }
+            if inode.kind == FileType::RegularFile {
+                self.note_copied_up(&parent, names.as_deref_mut(), &name);
             }
             // Only when it is so: too many names lose nothing, too few would.
             if stands {

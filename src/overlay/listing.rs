@@ -17,6 +17,7 @@ use std::{fmt, iter};
 use thin_vec::ThinVec;
 use triomphe::ThinArc;
 
+use super::copy_ahead::Run;
 use crate::sys::FileType;
 
 /// Place of a layer in the stack.
@@ -129,6 +130,8 @@ pub(super) struct Listing {
     displaced: bool,
     /// Upper's directory is known to have no ACL that what is made in it inherits.
     pub(super) bequeaths_nothing: bool,
+    /// How its files are copied up.
+    pub(super) run: Run,
 }
 
 /// Hashes names to cookies; one per mount.
@@ -223,7 +226,8 @@ impl Listing {
         self.entries.range(from..).map(|(cookie, entry)| (*cookie, entry))
     }
 
-    fn find(&self, hashing: &Hashing, name: &[u8]) -> Option<Cookie> {
+    /// The cookie of `name`.
+    pub(super) fn find(&self, hashing: &Hashing, name: &[u8]) -> Option<Cookie> {
         let cookie = hashing.cookie(name);
         match self.entries.get(&cookie) {
             Some(entry) if &*entry.name == name => Some(cookie),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Overlay;
+use super::copy_up::OpenCopy;
 use super::error::{Context, Result};
 use super::inode::Inode;
 use super::state::LowerData;
@@ -23,7 +24,11 @@ const TICK: Duration = Duration::from_millis(50);
 impl Overlay {
     /// As [`copy_up_attributes`](Self::copy_up_attributes), before the mode becomes `mode`:
     /// with some, no pointer may stay.
-    pub(super) fn copy_up_for_mode(&self, inode: &Arc<Inode>, mode: u32) -> Result<()> {
+    pub(super) fn copy_up_for_mode(
+        &self,
+        inode: &Arc<Inode>,
+        mode: u32,
+    ) -> Result<Option<OpenCopy<'_>>> {
         if self.may_point(mode) {
             return self.copy_up_attributes(inode);
         }
@@ -35,7 +40,7 @@ impl Overlay {
                 self.namespace.drop_redirect(dir.as_fd()).context("drop redirect", b"")?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Whether an object of this mode may have a pointer: it must be found again.

@@ -30,6 +30,7 @@
 //! but for the index's append to its log.
 
 mod attr;
+mod copy_ahead;
 mod copy_up;
 mod create;
 mod error;
@@ -60,6 +61,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use attr::{Attr, Owner, SetAttr, StatFs};
+pub use copy_ahead::ToCopy;
 pub use copy_up::Wait;
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
@@ -80,6 +82,7 @@ use crate::layers::override_stat::OverrideXattr;
 use crate::layers::redirect::Namespace;
 use crate::layers::upper::Upper;
 use crate::layers::volatile::{self, Volatile};
+use copy_ahead::CopiesAhead;
 use error::Context;
 use fd_cache::FdCache;
 use held::HeldFds;
@@ -98,6 +101,7 @@ pub struct Overlay {
     inodes: InodeTable,
     fds: FdCache,
     held: HeldFds,
+    copies_ahead: CopiesAhead,
     numbering: Numbering,
     hashing: Hashing,
     atime: Atime,
@@ -164,6 +168,7 @@ impl Overlay {
             inodes: InodeTable::new(&root),
             fds: FdCache::new(options.max_open_files),
             held: HeldFds::new(options.max_open_files),
+            copies_ahead: CopiesAhead::new(options.max_open_files),
             root,
         })
     }

@@ -60,10 +60,10 @@ impl Overlay {
         if self.is_reserved_xattr(name) {
             return Err(Errno::PERM).context("set an xattr of the union's own", name);
         }
-        match name {
+        let _open = match name {
             b"system.posix_acl_access" => self.copy_up_for_mode(&inode, 0)?, // it may be any
             _ => self.copy_up_attributes(&inode)?,
-        }
+        };
         let value = match name.starts_with(acl::PREFIX) {
             true => Cow::Owned(self.owners.held_acl(value)?),
             false => Cow::Borrowed(value),

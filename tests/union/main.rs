@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod copy_ahead;
 mod copy_up;
 mod create;
 mod hard_links;

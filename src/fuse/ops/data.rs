@@ -58,7 +58,7 @@ impl Ops {
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         let written = self.overlay.write(ino, offset, data, WriteFlags { suidgid })?;
         if let Some(file) = self.overlay.grown(ino, offset, written) {
-            self.behind.give(file);
+            self.behind.give([file]);
         }
         Ok(reply_written(reply, written)?)
     }

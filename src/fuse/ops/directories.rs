@@ -33,7 +33,7 @@ impl Ops {
             reply.name(size as usize, &name).is_ok_and(|taken| taken)
         })?;
         if seems_walked {
-            self.ahead.give(request.ino());
+            self.ahead.give([request.ino()]);
         }
         Ok(())
     }

@@ -33,11 +33,14 @@ use super::request::{By, Elsewhere, Request};
 use super::stats::Stats;
 use super::{Allow, Io, MountConfig};
 use crate::layers::number::Ino;
-use crate::overlay::{Error, Grown, Overlay};
+use crate::overlay::{Error, Grown, Overlay, ToCopy};
 
 /// How long the kernel may believe what it was told, unless the mount says less: until it changes
 /// it itself.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Threads that copy ahead: nearly all of the time they wait for the disk, which does more at a time.
+const COPIERS: usize = 8;
 
 /// A union behind the FUSE protocol.
 #[derive(Debug)]
@@ -46,9 +49,10 @@ pub(super) struct Ops {
     device: Device,
     stats: Stats,
     awake: Option<Awake>,
-    /// Gone before the union is, which `ahead` has to the end.
+    /// Gone before the union is, which the others have to the end.
     behind: Helper<Grown>,
     ahead: Helper<Ino>,
+    copiers: Helper<ToCopy>,
     ttl: Duration,
     xattrs: bool,
     /// Where only they and root may ask.
@@ -105,10 +109,11 @@ impl Ops {
         awake: Option<Awake>,
     ) -> Self {
         let us = rustix::process::geteuid().as_raw();
-        let union = Arc::clone(&overlay);
+        let (reads, copies) = (Arc::clone(&overlay), Arc::clone(&overlay));
         Self {
-            ahead: Helper::new("ahead", move |dir, goes_on| union.read_ahead(dir, goes_on)),
-            behind: Helper::new("behind", |file: Grown, _| file.write_out()),
+            ahead: Helper::new("ahead", 1, move |dir, goes_on| reads.read_ahead(dir, goes_on)),
+            copiers: Helper::new("copy ahead", COPIERS, move |file, _| copies.copy_ahead(&file)),
+            behind: Helper::new("behind", 1, |file: Grown, _| file.write_out()),
             overlay,
             device,
             stats: Stats::default(),
@@ -130,6 +135,7 @@ impl Ops {
     pub(super) fn serve(&self, request: &Request<'_>, payload: &mut [u8]) -> Served {
         let mut reply = Reply::new(payload);
         let answered = catch_unwind(AssertUnwindSafe(|| self.answer(request, &mut reply)));
+        self.copiers.give(self.overlay.to_copy_ahead());
         let header = request.header;
         Served::Reply(match answered {
             Ok(Ok(Answer::Nothing)) => return Served::Nothing,
