@@ -75,6 +75,11 @@ pub fn tell(root: &Path) -> Vec<String> {
     lines
 }
 
+/// Whether the union makes copies without a name on this filesystem: ext4, xfs or tmpfs.
+pub fn makes_nameless_copies(work: &Path) -> bool {
+    [0xef53, 0x5846_5342, 0x0102_1994].contains(&rustix::fs::statfs(work).unwrap().f_type)
+}
+
 /// Whether the tests run as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -1,11 +1,12 @@
 //! kill -9 of the daemon in the middle of work: what a program saw succeed is there, nothing
 //! deleted is back, nothing half-done shows.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::common::mounted::{Mount, daemon_of, sh};
+use crate::common::mounted::{Mount, daemon_of, sh, threads, wait_until};
 use crate::need_mount;
 
 const ROUNDS: u32 = 6;
@@ -51,6 +52,49 @@ fn kill_9_at_any_moment() {
         sh(&format!("'{}' umount --lazy '{}'", env!("CARGO_BIN_EXE_plyfs"), m.merged().display()));
         m.mount();
         check(&m);
+        m.unmount();
+    }
+}
+
+/// The files of a directory that are changed in order are copied beforehand, without names.
+#[test]
+fn kill_9_while_copies_are_made_ahead() {
+    need_mount!();
+    const FILES: usize = 600;
+    let words: String = (0..FILES).map(|n| format!("d{}/f{n}={n} ", n % 4)).collect();
+    for round in 0..4 {
+        let mut m = Mount::unmounted(&[&words]);
+        if !crate::common::makes_nameless_copies(&m.path("work")) {
+            return eprintln!("skipped: no files without a name");
+        }
+        m.mount();
+        let pid = daemon_of(&m);
+        let mut work = Command::new("chmod")
+            .args(["-R", "-c", "g+w,o-r", "."])
+            .current_dir(m.merged())
+            .stdout(std::fs::File::create(m.path("changed")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("copies are made ahead", || !threads(&pid, "copy ahead").is_empty());
+        std::thread::sleep(Duration::from_millis(4 * round));
+        sh(&format!("kill -9 {pid}"));
+        work.wait().unwrap();
+        sh(&format!("'{}' umount --lazy '{}'", env!("CARGO_BIN_EXE_plyfs"), m.merged().display()));
+        m.mount();
+        for n in 0..FILES {
+            let name = format!("d{}/f{n}", n % 4);
+            assert_eq!(std::fs::read_to_string(m.at(&name)).unwrap(), n.to_string());
+        }
+        let changed = lines(&m.path("changed"));
+        let files = changed.iter().filter_map(|line| line.split('\'').nth(1));
+        let files: Vec<_> = files.filter(|path| path.contains("/f")).collect();
+        assert!(files.len() >= 3, "{changed:?}");
+        for path in files {
+            let mode = m.at(path).metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o024, 0o020, "{path}");
+        }
+        assert_eq!(std::fs::read_dir(m.path("work/tmp")).unwrap().count(), 0);
         m.unmount();
     }
 }

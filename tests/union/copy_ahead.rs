@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::common::makes_nameless_copies;
 use crate::common::union::{Union, fingerprint};
 use plyfs::sys;
 
@@ -12,18 +13,13 @@ use plyfs::sys;
 fn of_files(count: usize, more: &str) -> Option<(Union, Vec<String>)> {
     let words = (0..count).map(|n| format!("d/f{n}={n} ")).collect::<String>() + more;
     let mut u = Union::new(&[&words]);
-    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
-    if rustix::fs::open(u.work(), flags, rustix::fs::Mode::RUSR).is_err() || is_btrfs(&u) {
+    if !makes_nameless_copies(&u.work()) {
         eprintln!("skipped: no files without a name");
         return None;
     }
     u.sync();
     let paths = listed(&u, "d");
     Some((u, paths))
-}
-
-fn is_btrfs(u: &Union) -> bool {
-    rustix::fs::statfs(u.upper()).unwrap().f_type == 0x9123_683e
 }
 
 /// The paths of a directory's names, in the order in which a program sees them.
