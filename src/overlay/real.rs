@@ -138,6 +138,22 @@ impl Overlay {
         Err(Error::Stale)
     }
 
+    /// As [`object`](Self::object), to read its xattrs: by a descriptor for data that takes fewer calls,
+    /// and a lower file's, which is kept, serves to read it or to copy it up, which may come next.
+    pub(super) fn object_to_read(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
+        let is_lower = {
+            let state = inode.state.read();
+            state.upper.is_none() && state.data.is_none()
+        };
+        if inode.kind == FileType::RegularFile
+            && is_lower
+            && let Ok(data) = self.data(inode, Access::Read)
+        {
+            return Ok(data);
+        }
+        self.object(inode)
+    }
+
     fn directory_object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
         let lower = {
             let state = inode.state.read();
