@@ -1,29 +1,33 @@
-//! What a FUSE request costs on this machine, whatever a filesystem does with it: a filesystem of
-//! one file answers stat(2) from a constant, with no caching, and a client asks it again and again.
+//! What FUSE costs on this machine, whatever a filesystem does: one answers stat(2) of a file from a
+//! constant, with no caching, and a client asks it again and again; and has the content of another in
+//! memory, which a client reads once.
 //!
 //! `cargo run --release --example round_trip` prints microseconds for each request, by the number
 //! of threads that answer, with client and daemon on one processor, and with processors that poll
-//! while they have nothing to do (as with `idle=poll`; it takes root).
+//! while they have nothing to do (as with `idle=poll`; it takes root); and seconds for 512 MiB.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, MountOption,
-    ReplyAttr, ReplyEntry, Request,
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
+    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request,
 };
 
 const REQUESTS: u32 = 20_000;
+/// Bytes of the file that has some, and of what it has again and again.
+const SIZE: u64 = 512 << 20;
+static CONTENT: [u8; 1 << 20] = [b'x'; 1 << 20];
 
 struct Null;
 
 fn attr(ino: u64, kind: FileType) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
-        size: 0,
+        size: if ino == 3 { SIZE } else { 0 },
         blocks: 0,
         atime: SystemTime::UNIX_EPOCH,
         mtime: SystemTime::UNIX_EPOCH,
@@ -46,14 +50,60 @@ impl Filesystem for Null {
             b"f" => {
                 reply.entry(&Duration::ZERO, &attr(2, FileType::RegularFile), Generation(0));
             }
+            b"large" => {
+                reply.entry(&Duration::ZERO, &attr(3, FileType::RegularFile), Generation(0));
+            }
             _ => reply.error(Errno::ENOENT),
         }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = SIZE.saturating_sub(offset).min(u64::from(size)) as usize;
+        reply.data(&CONTENT[..size.min(CONTENT.len())]);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let kind = if ino.0 == 1 { FileType::Directory } else { FileType::RegularFile };
         reply.attr(&Duration::ZERO, &attr(ino.0, kind));
     }
+}
+
+fn mount(dir: &Path, threads: usize) -> BackgroundSession {
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName("null".into())];
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    fuser::spawn_mount(Null, dir, &config).expect("mount")
+}
+
+/// Seconds to read the large file for the first time, the median of five mounts.
+fn measure_reading() -> f64 {
+    let mut runs: Vec<f64> = (0..5)
+        .map(|_| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let session = mount(dir.path(), 4);
+            let mut large = File::open(dir.path().join("large")).expect("open");
+            let mut buffer = vec![0; 128 << 10];
+            let begin = Instant::now();
+            while large.read(&mut buffer).expect("read") > 0 {}
+            let seconds = begin.elapsed().as_secs_f64();
+            drop(large);
+            drop(session);
+            seconds
+        })
+        .collect();
+    runs.sort_by(f64::total_cmp);
+    runs[runs.len() / 2]
 }
 
 /// Microseconds of one request, the median of nine runs.
@@ -97,11 +147,7 @@ fn main() {
         }
         pin(0..if pinned { 1 } else { cpus });
         let dir = tempfile::tempdir().expect("a directory");
-        let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName("null".into())];
-        config.n_threads = Some(threads);
-        config.clone_fd = true;
-        let session = fuser::spawn_mount(Null, dir.path(), &config).expect("mount");
+        let session = mount(dir.path(), threads);
         let micros = measure(&dir.path().join("f"));
         let place = match (pinned, polls) {
             (true, _) => "one processor",
@@ -111,4 +157,6 @@ fn main() {
         println!("{threads} threads, {place}: {micros:.1} us");
         drop(session);
     }
+    pin(0..cpus);
+    println!("to read {} MiB from its memory, 4 threads: {:.3} s", SIZE >> 20, measure_reading());
 }
