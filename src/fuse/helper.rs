@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
@@ -20,8 +20,9 @@ type Work<J> = dyn Fn(J, &dyn Fn() -> bool) + Send + Sync;
 /// Such threads, which the first job starts.
 pub(super) struct Helper<J> {
     name: &'static str,
+    count: usize,
     shared: Arc<Shared<J>>,
-    threads: Mutex<Threads>,
+    threads: OnceLock<Vec<JoinHandle<()>>>,
 }
 
 struct Shared<J> {
@@ -30,12 +31,6 @@ struct Shared<J> {
     /// That there is one, or that the mount has ended.
     news: Condvar,
     ended: AtomicBool,
-}
-
-enum Threads {
-    /// None yet, of so many.
-    ToStart(usize),
-    Started(Vec<JoinHandle<()>>),
 }
 
 impl<J: Send + 'static> Helper<J> {
@@ -51,29 +46,24 @@ impl<J: Send + 'static> Helper<J> {
             news: Condvar::new(),
             ended: AtomicBool::new(false),
         };
-        Self { name, shared: Arc::new(shared), threads: Mutex::new(Threads::ToStart(count)) }
+        Self { name, count, shared: Arc::new(shared), threads: OnceLock::new() }
     }
 
     /// Has it do these, unless it has enough to do.
     pub(super) fn give(&self, new: impl IntoIterator<Item = J>) {
-        let mut new = new.into_iter().peekable();
-        if new.peek().is_none() || !self.has_threads() {
+        let start = || (0..self.count).filter_map(|_| self.start()).collect();
+        if self.threads.get_or_init(start).is_empty() {
             return;
         }
         let mut jobs = self.shared.jobs.lock();
         let room = MAX_WAITING.saturating_sub(jobs.len());
-        jobs.extend(new.take(room));
+        let before = jobs.len();
+        jobs.extend(new.into_iter().take(room));
+        let more = jobs.len() - before;
         drop(jobs);
-        self.shared.news.notify_all();
-    }
-
-    /// Whether there are threads, started if there were none yet.
-    fn has_threads(&self) -> bool {
-        let mut threads = self.threads.lock();
-        if let Threads::ToStart(count) = *threads {
-            *threads = Threads::Started((0..count).filter_map(|_| self.start()).collect());
+        for _ in 0..more.min(self.count) {
+            self.shared.news.notify_one();
         }
-        matches!(&*threads, Threads::Started(handles) if !handles.is_empty())
     }
 
     fn start(&self) -> Option<JoinHandle<()>> {
@@ -111,13 +101,12 @@ impl<J> Shared<J> {
 /// The union is complete when its mount is gone: the threads must not have it any more.
 impl<J> Drop for Helper<J> {
     fn drop(&mut self) {
-        let Threads::Started(handles) = self.threads.get_mut() else { return };
         // Not between a thread's look at this and its wait.
         let jobs = self.shared.jobs.lock();
         self.shared.ended.store(true, Ordering::Relaxed);
         drop(jobs);
         self.shared.news.notify_all();
-        for handle in handles.drain(..) {
+        for handle in self.threads.take().into_iter().flatten() {
             if handle.join().is_err() {
                 log::error!("a thread {} panicked", self.name);
             }

@@ -7,6 +7,8 @@
 //! that file, who finds its copy made; what is not needed after all goes with its descriptor.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -29,6 +31,8 @@ const MOST_AHEAD: usize = 32;
 const MOST_DOUBLINGS: u32 = 8;
 /// Copies kept at most, of all directories.
 const MOST_KEPT: usize = 2 * MOST_AHEAD;
+/// Files copied up in another order between two of a run, more than which end it.
+const MOST_STRAYS: u32 = 16;
 /// Names looked at for the next file that is not upper's.
 const FAR: usize = 64;
 /// Bytes of a file, of more than which a copy takes longer than its sync; a rich upper points to it.
@@ -48,6 +52,8 @@ pub(super) struct Run {
     /// How many after the last are being copied, or were, and the last of these.
     ahead: usize,
     to: Cookie,
+    /// Files copied up since then that are not in order: by somebody else, maybe.
+    strays: u32,
 }
 
 impl Run {
@@ -75,11 +81,20 @@ impl Listing {
     /// have been in a long run. Returns the files to copy ahead.
     fn copied_up(&mut self, cookie: Cookie, was_long: bool) -> Vec<Name> {
         let mut run = self.run;
-        if run.next == Some(cookie) {
+        // That file may be gone meanwhile, or copied up by somebody else.
+        let is_next = run.next.is_some_and(|next| {
+            let mut before = self.lower_files(next - 1).take_while(|(other, _)| *other < cookie);
+            next <= cookie && before.next().is_none()
+        });
+        if is_next {
             run.length = run.length.saturating_add(1);
             run.ahead = run.ahead.saturating_sub(1);
+            run.strays = 0;
+        } else if run.is_long() && run.next.is_some() && run.strays < MOST_STRAYS {
+            self.run.strays += 1;
+            return Vec::new();
         } else {
-            let is_first = self.lower_files(0).next().is_none_or(|(first, _)| first > cookie);
+            let is_first = self.lower_files(0).next().is_some_and(|(first, _)| first > cookie);
             let length = if is_first && was_long { LEAST_RUN } else { 1 };
             run = Run { length, to: cookie, ..Run::default() };
         }
@@ -106,10 +121,13 @@ pub struct ToCopy {
     name: Name,
 }
 
-/// What is to be copied, and the copies that nobody came to yet.
-#[derive(Debug, Default)]
+/// Has files [copied ahead](Overlay::copy_ahead).
+type Copier = Box<dyn Fn(Vec<ToCopy>) + Send + Sync>;
+
+/// The copies that nobody came to yet.
+#[derive(Default)]
 pub(super) struct CopiesAhead {
-    due: Mutex<Vec<ToCopy>>,
+    copier: OnceLock<Copier>,
     /// Whether the last file was copied up in a long run.
     in_long_run: AtomicBool,
     /// The oldest first.
@@ -138,7 +156,13 @@ impl CopiesAhead {
         let at = kept.iter().position(|kept| kept.of == of)?;
         let taken = kept.remove(at)?;
         drop(kept);
-        is_unchanged(&taken.lower, lower).then_some(taken.copy)
+        let is_good = is_unchanged(&taken.lower, lower)
+            && (taken.lower.atime == lower.atime || taken.copy.set_times(lower).is_ok());
+        is_good.then_some(taken.copy)
+    }
+
+    fn has(&self, of: Ino) -> bool {
+        self.kept.lock().iter().any(|kept| kept.of == of)
     }
 
     fn keep(&self, new: Kept) {
@@ -149,33 +173,51 @@ impl CopiesAhead {
         drop(kept);
         drop(dropped); // which takes longer than others should wait
     }
+
+    /// Has these files copied by threads beside.
+    pub(super) fn ask_for(&self, files: Vec<ToCopy>) {
+        if let Some(copier) = self.copier.get().filter(|_| !files.is_empty()) {
+            copier(files);
+        }
+    }
 }
 
-/// But for the time of access, which reading it has changed.
+impl fmt::Debug for CopiesAhead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CopiesAhead({})", self.copier.get().is_some())
+    }
+}
+
+/// But for the time of access, which reading it may have changed.
 fn is_unchanged(before: &Stat, now: &Stat) -> bool {
     let what = |stat: &Stat| (stat.dev, stat.ino, stat.size, stat.mtime, stat.ctime);
     what(before) == what(now)
 }
 
 impl Overlay {
-    /// Notes that `name` was copied up, in a directory that is locked.
-    pub(super) fn note_copied_up(&self, dir: &Inode, names: Option<&mut Listing>, name: &[u8]) {
-        let syncs_together =
-            self.volatile.is_none() && self.upper.as_ref().is_some_and(Upper::has_nameless);
-        let Some(names) = names.filter(|_| syncs_together) else { return };
-        let Some(cookie) = names.find(&self.hashing, name) else { return };
+    /// Files that are to be [copied ahead](Self::copy_ahead) go to `copier`, which must not wait for them.
+    /// To be called once.
+    pub fn copies_ahead_by(&self, copier: impl Fn(Vec<ToCopy>) + Send + Sync + 'static) {
+        let set = self.copies_ahead.copier.set(Box::new(copier));
+        debug_assert!(set.is_ok(), "called twice");
+    }
+
+    /// Notes that `name` was copied up, in a directory that is locked. Returns the files to copy ahead.
+    pub(super) fn next_to_copy(
+        &self,
+        dir: &Inode,
+        names: Option<&mut Listing>,
+        name: &[u8],
+    ) -> Vec<ToCopy> {
+        let syncs_together = self.copies_ahead.copier.get().is_some()
+            && self.volatile.is_none()
+            && self.upper.as_ref().is_some_and(Upper::has_nameless);
+        let Some(names) = names.filter(|_| syncs_together) else { return Vec::new() };
+        let Some(cookie) = names.find(&self.hashing, name) else { return Vec::new() };
         let in_long_run = &self.copies_ahead.in_long_run;
         let next = names.copied_up(cookie, in_long_run.load(Ordering::Relaxed));
         in_long_run.store(names.run.is_long(), Ordering::Relaxed);
-        if !next.is_empty() {
-            let due = next.into_iter().map(|name| ToCopy { dir: dir.ino, name });
-            self.copies_ahead.due.lock().extend(due);
-        }
-    }
-
-    /// The files to [copy ahead](Self::copy_ahead) since this was asked last.
-    pub fn to_copy_ahead(&self) -> Vec<ToCopy> {
-        std::mem::take(&mut *self.copies_ahead.due.lock())
+        next.into_iter().map(|name| ToCopy { dir: dir.ino, name }).collect()
     }
 
     /// Makes the copy of a file that somebody comes to soon. Who comes to one that cannot be copied is
@@ -191,12 +233,11 @@ impl Overlay {
         // If somebody came to it meanwhile, there is nothing to do.
         let Some(_one_at_a_time) = inode.copy_up.try_lock() else { return Ok(()) };
         let lower = self.stat_object(&inode)?;
-        if !self.pays_ahead(&inode, &lower)? {
+        if self.copies_ahead.has(inode.ino) || !self.pays_ahead(&inode, &lower)? {
             return Ok(());
         }
         let copy = self.build_copy(&inode, &lower, Extent::All, Timestamp::now())?;
-        if let Copy { temp: None, fd, stat, data: None, begun } = copy {
-            let copy = Copy { temp: None, fd, stat, data: None, begun };
+        if let Some(copy) = copy.nameless() {
             self.copies_ahead.keep(Kept { of: inode.ino, lower, copy });
         }
         Ok(())
@@ -211,8 +252,9 @@ impl Overlay {
             return Ok(false);
         }
         let room = rustix::fs::fstatvfs(self.upper()?.root()).context("statfs", b"")?;
-        Ok(room.f_bavail.saturating_mul(room.f_frsize) >= LEAST_FREE
-            && room.f_favail >= LEAST_FREE_FILES)
+        // Some filesystems do not count inodes.
+        let has_inodes = room.f_files == 0 || room.f_favail >= LEAST_FREE_FILES;
+        Ok(has_inodes && room.f_bavail.saturating_mul(room.f_frsize) >= LEAST_FREE)
     }
 }
 
@@ -244,10 +286,13 @@ mod tests {
             Self { hashing, names, cookies }
         }
 
+        fn name(&self, n: usize) -> Name {
+            self.names.after(self.cookies[n] - 1).next().unwrap().1.name.clone()
+        }
+
         /// Copies the n-th file up; which ones are to be copied ahead.
         fn copy_up(&mut self, n: usize, was_long: bool) -> Vec<usize> {
-            let cookie = self.cookies[n];
-            let name = self.names.after(cookie - 1).next().unwrap().1.name.clone();
+            let (cookie, name) = (self.cookies[n], self.name(n));
             let entry = self.names.get_mut(&self.hashing, &name).unwrap();
             entry.sources = Sources::of(LayerIndex::Upper);
             let ahead = self.names.copied_up(cookie, was_long);
@@ -280,13 +325,22 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_breaks_begins_anew() {
-        let mut dir = Directory::new(100);
-        (0..10).for_each(|n| drop(dir.copy_up(n, false)));
-        for n in [50, 51] {
+    fn a_few_others_do_not_end_a_run_and_many_do() {
+        let mut dir = Directory::new(200);
+        let mut ahead: Vec<usize> = (0..10).flat_map(|n| dir.copy_up(n, false)).collect();
+        for n in [150, 170, 169] {
             assert!(dir.copy_up(n, true).is_empty());
         }
-        assert_eq!(dir.copy_up(52, true), [53, 54]);
+        let gone = dir.name(10);
+        dir.names.remove(&dir.hashing, &gone);
+        ahead.extend((11..100).flat_map(|n| dir.copy_up(n, false)));
+        assert!(ahead.len() > 100 && ahead.iter().is_sorted() && !ahead.contains(&150));
+        for n in (180..199).rev() {
+            assert!(dir.copy_up(n, true).is_empty());
+        }
+        assert!(dir.copy_up(140, true).is_empty());
+        assert!(dir.copy_up(141, true).is_empty());
+        assert_eq!(dir.copy_up(142, true), [143, 144]);
     }
 
     #[test]

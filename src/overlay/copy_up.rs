@@ -17,6 +17,7 @@ use rustix::fs::Mode;
 
 use super::Overlay;
 use super::attr::Owner;
+use super::copy_ahead::ToCopy;
 use super::error::{Context, Error, Result, best_effort};
 use super::fd_cache::FdKey;
 use super::held::Held;
@@ -33,18 +34,18 @@ use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
 #[derive(Debug)]
 pub(super) struct Copy<'a> {
     /// Its name there, if it has one.
-    pub(super) temp: Option<Temp<'a>>,
+    temp: Option<Temp<'a>>,
     /// `O_PATH`, or open for data where it is a regular file.
-    pub(super) fd: OwnedFd,
+    fd: OwnedFd,
     /// Its attributes before it was given those of the lower file.
-    pub(super) stat: Stat,
+    stat: Stat,
     /// Where the data is, if not in the copy.
-    pub(super) data: Option<Arc<LowerData>>,
+    data: Option<Arc<LowerData>>,
     /// When the attributes that it has were looked at.
-    pub(super) begun: Timestamp,
+    begun: Timestamp,
 }
 
-/// While it lives, a new copy is open for writing; nobody could execute it.
+/// While it lives, a new copy is open for writing; nobody could execute it in upper.
 pub(super) struct OpenCopy<'a> {
     overlay: &'a Overlay,
     ino: Ino,
@@ -59,7 +60,28 @@ impl Drop for OpenCopy<'_> {
 /// Bytes whose copying takes milliseconds.
 const LONG_COPY: u64 = 4 << 20;
 
+/// What a copy has become.
+#[derive(Debug, Default)]
+struct Published {
+    /// For its data, where it has some.
+    open: Option<OwnedFd>,
+    /// The files that somebody comes to next, probably.
+    next: Vec<ToCopy>,
+}
+
 impl Copy<'_> {
+    /// One that may be kept, for it takes no place: without a name, with its data.
+    pub(super) fn nameless(self) -> Option<Copy<'static>> {
+        let Self { temp: None, fd, stat, data: None, begun } = self else { return None };
+        Some(Copy { temp: None, fd, stat, data: None, begun })
+    }
+
+    /// Gives it the times of a file that was read since it was made.
+    pub(super) fn set_times(&self, lower: &Stat) -> sys::Result<()> {
+        let at = |time| Some(TimeChange::At(time));
+        sys::set_times(self.fd.as_fd(), at(lower.atime), at(lower.mtime))
+    }
+
     /// Gives it its name; one that had none in workdir replaces nothing. A directory that changes
     /// its parent must be writable, also one whose mode says no.
     fn publish(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> sys::Result<()> {
@@ -107,7 +129,7 @@ impl Overlay {
     /// stays open as long as the caller holds what this returns, who is about to change it.
     pub(super) fn copy_up_attributes(&self, inode: &Arc<Inode>) -> Result<Option<OpenCopy<'_>>> {
         let is_open = self.copy_up_extent(inode, Extent::Attributes)?;
-        Ok(is_open.then_some(OpenCopy { overlay: self, ino: inode.ino }))
+        Ok(is_open.then(|| OpenCopy { overlay: self, ino: inode.ino }))
     }
 
     /// What a change of this inode's data waits for.
@@ -217,7 +239,8 @@ impl Overlay {
             Some(made) => made,
             None => self.build_copy(inode, &stat, extent, begun)?,
         };
-        let open = self.publish_copy(inode, &stat, copy)?;
+        let Published { open, next } = self.publish_copy(inode, &stat, copy)?;
+        self.copies_ahead.ask_for(next);
         if inode.has_data_in_upper() {
             self.fds.remove(FdKey::LowerData(inode.ino)); // it is not needed any more
         }
@@ -349,14 +372,8 @@ impl Overlay {
         Ok(made)
     }
 
-    /// Makes the copy known in the index, and then in upper; in neither, if that fails. Returns a
-    /// descriptor for its data.
-    fn publish_copy(
-        &self,
-        inode: &Arc<Inode>,
-        lower: &Stat,
-        copy: Copy<'_>,
-    ) -> Result<Option<OwnedFd>> {
+    /// Makes the copy known in the index, and then in upper; in neither, if that fails.
+    fn publish_copy(&self, inode: &Arc<Inode>, lower: &Stat, copy: Copy<'_>) -> Result<Published> {
         let index = self.upper()?.index();
         let ino = copy.stat.ino;
         // What may wait for a disk comes before a directory is locked.
@@ -378,12 +395,13 @@ impl Overlay {
         lower: &Stat,
         mut copy: Copy<'_>,
         stands: bool,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Published> {
         let index = self.upper()?.index();
         let was = inode.state.read().upper.clone();
         loop {
             let Some(Link { parent, name }) = inode.any_link() else {
-                return self.keep_nameless(inode, lower, copy, stands).map(|()| None);
+                self.keep_nameless(inode, lower, copy, stands)?;
+                return Ok(Published::default());
             };
             self.copy_up_ancestors(&parent)?; // it may not be the link that the copy began for
             let mut names = parent.dir.write();
@@ -409,15 +427,16 @@ impl Overlay {
                 }
                 None => note_in_upper(names.as_deref_mut(), self, &name),
             }
-            if inode.kind == FileType::RegularFile {
-                self.note_copied_up(&parent, names.as_deref_mut(), &name);
-            }
+            let next = match inode.kind {
+                FileType::RegularFile => self.next_to_copy(&parent, names.as_deref_mut(), &name),
+                _ => Vec::new(),
+            };
             // Only when it is so: too many names lose nothing, too few would.
             if stands {
                 inode.linked.store(false, Ordering::Release);
                 best_effort("record links", index.count_down(inode.ino, lower.nlink, None));
             }
-            return Ok(has_data.then_some(copy.fd));
+            return Ok(Published { open: has_data.then_some(copy.fd), next });
         }
     }
 

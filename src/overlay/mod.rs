@@ -23,7 +23,7 @@
 //! 2. `Inode::dir` of one directory; of two in the order of their numbers
 //! 3. `Inode::attrs` of a file, then of its parent
 //! 4. `Inode::state`; never two at once
-//! 5. leaves: the inode table's shards, the fd cache, the index
+//! 5. leaves: the inode table's shards, the fd cache, the copies made ahead, the index
 //!
 //! No lock is tree-wide. Only `copy_up` is held while data is copied, so only those who
 //! need that very copy wait. A lock of step 4 or 5 is never held across a system call,

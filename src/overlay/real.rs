@@ -138,20 +138,25 @@ impl Overlay {
         Err(Error::Stale)
     }
 
-    /// As [`object`](Self::object), to read its xattrs: by a descriptor for data that takes fewer calls,
-    /// and a lower file's, which is kept, serves to read it or to copy it up, which may come next.
-    pub(super) fn object_to_read(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {
-        let is_lower = {
+    /// As [`object`](Self::object), to read its xattrs, which takes fewer calls by a descriptor for data: so
+    /// of a lower file it is one, if there may be. It is kept if the data is needed next, as `keeps` says.
+    pub(super) fn object_to_read(&self, inode: &Arc<Inode>, keeps: bool) -> Result<Arc<OwnedFd>> {
+        let lower = {
             let state = inode.state.read();
-            state.upper.is_none() && state.data.is_none()
+            let is_plain = inode.kind == FileType::RegularFile && state.data.is_none();
+            state.lower().filter(|_| is_plain && state.upper.is_none())
         };
-        if inode.kind == FileType::RegularFile
-            && is_lower
-            && let Ok(data) = self.data(inode, Access::Read)
-        {
-            return Ok(data);
+        let Some(lower) = lower else { return self.object(inode) };
+        let key = FdKey::LowerData(inode.ino);
+        if let Some(open) = self.fds.get(key) {
+            return Ok(open);
         }
-        self.object(inode)
+        let dir = self.lower_dir(&lower.dir)?;
+        match sys::open_unmarked(dir.as_fd(), &lower.name, sys::O_READ) {
+            Ok(fd) if keeps => Ok(self.fds.put(key, fd)),
+            Ok(fd) => Ok(Arc::new(fd)),
+            Err(_) => self.object(inode),
+        }
     }
 
     fn directory_object(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>> {

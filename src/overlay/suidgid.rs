@@ -58,7 +58,7 @@ impl Overlay {
         if !is_chown {
             return self.getattr(ino);
         }
-        self.copy_up_attributes(&inode)?;
+        let _open = self.copy_up_attributes(&inode)?;
         if self.owners.overrides.is_some() {
             let held = self.stat_object(&inode)?;
             let uid = Some(self.owners.shown_uid(held.uid));

@@ -19,7 +19,8 @@ impl Overlay {
     /// The value of an xattr.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
-        let object = self.object_to_read(&inode)?;
+        // The kernel asks for capabilities before the first write, which copies the file up.
+        let object = self.object_to_read(&inode, name == b"security.capability")?;
         let get = |held: &[u8]| match sys::get_xattr(object.as_fd(), held) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             result => result.context("get xattr", name),
@@ -41,7 +42,7 @@ impl Overlay {
 
     /// The names of all xattrs, each ended by NUL.
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
-        let object = self.object_to_read(&self.inode(ino)?)?;
+        let object = self.object_to_read(&self.inode(ino)?, false)?;
         let list = sys::list_xattrs(object.as_fd()).context("list xattrs", b"")?;
         if self.acl && self.owners.overrides.is_none() {
             return Ok(private_xattr::visible(&list));
@@ -109,7 +110,7 @@ impl Overlay {
             result => result.map(drop)?,
         }
         let inode = self.inode(ino)?;
-        self.copy_up_attributes(&inode)?;
+        let _open = self.copy_up_attributes(&inode)?;
         let _stable = inode.attrs.read();
         let object = self.object(&inode)?;
         let behind = self.held_behind(&inode, name);

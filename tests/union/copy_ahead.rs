@@ -2,22 +2,65 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::common::makes_nameless_copies;
+use crate::common::copies_ahead;
 use crate::common::union::{Union, fingerprint};
-use plyfs::sys;
+use plyfs::layers::override_stat::OverrideXattr;
+use plyfs::overlay::{Overrides, Ownership, SetAttr, ToCopy, UpperForm};
+use plyfs::sys::{self, TimeChange, Timestamp};
 
-/// A union that syncs, of `count` files `d/fN` with N as text, and their paths as they are listed.
-/// `None` where upper's filesystem has no files without a name.
-fn of_files(count: usize, more: &str) -> Option<(Union, Vec<String>)> {
+/// A union that syncs, and what is to be copied ahead.
+struct Ahead {
+    union: Union,
+    due: Arc<Mutex<Vec<ToCopy>>>,
+}
+
+impl Deref for Ahead {
+    type Target = Union;
+
+    fn deref(&self) -> &Union {
+        &self.union
+    }
+}
+
+impl DerefMut for Ahead {
+    fn deref_mut(&mut self) -> &mut Union {
+        &mut self.union
+    }
+}
+
+impl Ahead {
+    fn new(mut union: Union) -> Self {
+        union.sync();
+        let due = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&due);
+        union.overlay().copies_ahead_by(move |files| to.lock().unwrap().extend(files));
+        Self { union, due }
+    }
+
+    /// Copies what is to be copied ahead; how many that are.
+    fn copy_ahead(&self) -> usize {
+        let files = std::mem::take(&mut *self.due.lock().unwrap());
+        files.iter().for_each(|file| self.overlay().copy_ahead(file));
+        files.len()
+    }
+}
+
+/// Such a union of `count` files `d/fN` with N as text, and their paths as they are listed. `None` where
+/// nothing is copied ahead.
+fn of_files(count: usize, more: &str) -> Option<(Ahead, Vec<String>)> {
     let words = (0..count).map(|n| format!("d/f{n}={n} ")).collect::<String>() + more;
-    let mut u = Union::new(&[&words]);
-    if !makes_nameless_copies(&u.work()) {
-        eprintln!("skipped: no files without a name");
+    let u = Union::new(&[&words]);
+    if !copies_ahead(&u.work()) {
+        eprintln!("skipped: a filesystem without files without a name, or full");
         return None;
     }
-    u.sync();
+    let u = Ahead::new(u);
     let paths = listed(&u, "d");
     Some((u, paths))
 }
@@ -33,23 +76,15 @@ fn listed(u: &Union, dir: &str) -> Vec<String> {
     paths
 }
 
-/// Copies what is to be copied ahead; how many that are.
-fn copy_ahead(u: &Union) -> usize {
-    let files = u.overlay().to_copy_ahead();
-    files.iter().for_each(|file| u.overlay().copy_ahead(file));
-    files.len()
-}
-
 /// The inodes of files without a name that this process has open in the union's workdir.
 fn nameless(u: &Union) -> HashSet<u64> {
     let work = fs::canonicalize(u.work()).unwrap();
     let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| {
         let fd = fd.ok()?.path();
-        let target = fs::read_link(&fd).ok()?;
-        let is_ours = target.starts_with(&work) && target.to_str()?.ends_with("(deleted)");
-        is_ours.then(|| fs::metadata(&fd).ok().map(|m| m.ino())).flatten()
+        let is_ours = fs::read_link(&fd).ok()?.starts_with(&work);
+        fs::metadata(&fd).ok().filter(|m| is_ours && m.nlink() == 0)
     });
-    open.collect()
+    open.map(|m| m.ino()).collect()
 }
 
 fn in_upper(u: &Union, path: &str) -> u64 {
@@ -65,7 +100,7 @@ fn who_comes_to_a_file_finds_its_copy() {
         let made = nameless(&u);
         u.chmod(path, 0o600).unwrap();
         found += usize::from(made.contains(&in_upper(&u, path)));
-        copy_ahead(&u);
+        u.copy_ahead();
     }
     assert_eq!(found, 37, "all but three");
     assert!(nameless(&u).is_empty());
@@ -84,29 +119,99 @@ fn who_comes_to_a_file_finds_its_copy() {
 }
 
 /// Copies three files up, so that the next are copied ahead; returns the first of these.
-fn with_copies_ahead(u: &Union, paths: &[String]) -> String {
+fn with_copies_ahead(u: &Ahead, paths: &[String]) -> String {
     paths[..3].iter().for_each(|path| u.chmod(path, 0o640).unwrap());
-    assert_eq!(copy_ahead(u), 2);
+    assert_eq!(u.copy_ahead(), 2);
     assert_eq!(nameless(u).len(), 2);
     paths[3].clone()
 }
 
-#[test]
-fn a_copy_made_ahead_has_all_that_the_lower_file_has() {
-    let Some((u, paths)) = of_files(12, "") else { return };
-    let path = &paths[3];
-    let file = u.lowers[0].join(path);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o4751)).unwrap();
-    let object = fs::File::open(&file).unwrap();
-    let has_xattrs = sys::set_xattr(std::os::fd::AsFd::as_fd(&object), b"user.n", b"v", 0).is_ok();
-    with_copies_ahead(&u, &paths);
-    u.write(path, 0, "W").unwrap();
-    let copy = fs::metadata(u.upper().join(path)).unwrap();
-    assert_eq!(copy.mode() & 0o7777, 0o4751, "nobody asked to drop setuid");
-    if has_xattrs {
-        assert_eq!(u.overlay().get_xattr(u.ino(path).unwrap(), b"user.n").unwrap(), b"v");
+/// Gives the lower files all kinds of owners, permissions and xattrs, as far as this process may.
+fn vary(file: &fs::File, n: usize) {
+    let _ = std::os::unix::fs::fchown(file, Some(n as u32 % 3 * 1000), Some(n as u32 % 5));
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let acl = [
+        &[2, 0, 0, 0][..], // its version
+        &[1, 0, 6, 0, 255, 255, 255, 255],
+        &[2, 0, 4, 0, 7, 0, 0, 0], // user 7 may read
+        &[4, 0, 4, 0, 255, 255, 255, 255],
+        &[16, 0, 4, 0, 255, 255, 255, 255],
+        &[32, 0, 0, 0, 255, 255, 255, 255],
+    ]
+    .concat();
+    let xattrs: [(&[u8], &[u8]); 3] = [
+        (b"user.note", b"kept"),
+        (b"security.capability", &capability),
+        (b"system.posix_acl_access", &acl),
+    ];
+    if let Some((name, value)) = xattrs.get(n % 4) {
+        let _ = sys::set_xattr(file.as_fd(), name, value, 0);
     }
-    assert!(u.read(path).unwrap().starts_with('W'));
+    let modes = [0o644, 0, 0o4751, 0o2775, 0o600, 0o444, 0o6711];
+    if n % 4 != 2 {
+        file.set_permissions(fs::Permissions::from_mode(modes[n % modes.len()])).unwrap();
+    }
+}
+
+/// What a real file has.
+fn all_of(path: &std::path::Path) -> String {
+    let file = sys::open_dir(path.parent().unwrap()).unwrap();
+    let name = path.file_name().unwrap().as_encoded_bytes();
+    let file = sys::open_at(file.as_fd(), name, sys::O_PATH).unwrap();
+    let stat = sys::fstat(file.as_fd()).unwrap();
+    let list = sys::list_xattrs(file.as_fd()).unwrap();
+    let mut xattrs: Vec<_> = list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| (name.to_vec(), sys::get_xattr(file.as_fd(), name).unwrap()))
+        .collect();
+    xattrs.sort();
+    let times = (stat.atime, stat.mtime);
+    format!("{name:?} {:o} {} {} {} {times:?} {xattrs:?}", stat.mode, stat.uid, stat.gid, stat.size)
+}
+
+#[test]
+fn a_copy_made_ahead_has_what_any_other_copy_has() {
+    const FILES: usize = 60;
+    let in_xattrs = Overrides::In(OverrideXattr::Containers);
+    let in_xattrs = Ownership { overrides: in_xattrs, ..Ownership::default() };
+    for (form, ownership) in [
+        (UpperForm::Plain, Ownership::default()),
+        (UpperForm::Rich, Ownership::default()),
+        (UpperForm::Plain, in_xattrs.clone()),
+        (UpperForm::Rich, in_xattrs),
+    ] {
+        let told = [false, true].map(|ahead| {
+            let words: String = (0..FILES).map(|n| format!("d/f{n}={n} ")).collect();
+            let mut u = match form {
+                UpperForm::Rich => Union::rich(&[&words]),
+                _ => Union::new(&[&words]),
+            };
+            for n in 0..FILES {
+                let file = fs::File::open(u.lowers[0].join(format!("d/f{n}"))).unwrap();
+                let time =
+                    std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000 + n as u64, 7);
+                file.set_times(fs::FileTimes::new().set_modified(time).set_accessed(time)).unwrap();
+                vary(&file, n);
+            }
+            u.own(ownership.clone());
+            let u = Ahead::new(u);
+            let mut found = 0;
+            for path in listed(&u, "d") {
+                let made = nameless(&u);
+                let now = TimeChange::At(Timestamp { secs: 77, nanos: 7 });
+                let change = SetAttr { mtime: Some(now), ..SetAttr::default() };
+                u.overlay().setattr(u.ino(&path).unwrap(), &change).unwrap();
+                found += usize::from(made.contains(&in_upper(&u, &path)));
+                if ahead {
+                    u.copy_ahead();
+                }
+            }
+            assert!(!copies_ahead(&u.work()) || found == if ahead { FILES - 3 } else { 0 });
+            (0..FILES).map(|n| all_of(&u.upper().join(format!("d/f{n}")))).collect::<Vec<_>>()
+        });
+        assert_eq!(told[0], told[1]);
+    }
 }
 
 #[test]
@@ -150,7 +255,7 @@ fn what_is_large_or_has_several_names_is_not_copied_ahead() {
     fs::hard_link(u.lowers[0].join(&paths[3]), u.lowers[0].join("another")).unwrap();
     fs::write(u.lowers[0].join(&paths[4]), vec![b'x'; 40_000]).unwrap();
     paths[..3].iter().for_each(|path| u.chmod(path, 0o640).unwrap());
-    assert_eq!(copy_ahead(&u), 2);
+    assert_eq!(u.copy_ahead(), 2);
     assert!(nameless(&u).is_empty());
     paths[3..].iter().for_each(|path| u.chmod(path, 0o640).unwrap());
     assert_eq!(u.stat(&paths[4]).unwrap().stat.size, 40_000);
@@ -165,7 +270,7 @@ fn of_many_directories_the_oldest_go() {
         let paths = listed(&u, &d.to_string());
         paths[..5].iter().for_each(|path| {
             u.chmod(path, 0o640).unwrap();
-            copy_ahead(&u);
+            u.copy_ahead();
         });
     }
     assert!((56..=64).contains(&nameless(&u).len()), "{}", nameless(&u).len());
@@ -175,9 +280,9 @@ fn of_many_directories_the_oldest_go() {
 fn a_mount_that_skips_syncs_copies_nothing_ahead() {
     let words: String = (0..12).map(|n| format!("d/f{n}=x ")).collect();
     let u = Union::new(&[&words]);
+    u.overlay().copies_ahead_by(|files| panic!("{files:?}"));
     for path in listed(&u, "d") {
         u.chmod(&path, 0o640).unwrap();
-        assert_eq!(copy_ahead(&u), 0);
     }
 }
 
@@ -187,13 +292,12 @@ fn a_mount_that_skips_syncs_copies_nothing_ahead() {
 fn others_meanwhile() {
     const FILES: usize = 300;
     let Some((mut u, paths)) = of_files(FILES, "e/") else { return };
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let is_done = || done.load(std::sync::atomic::Ordering::Relaxed);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                while !is_done() {
-                    copy_ahead(&u);
+                while !done.load(Ordering::Relaxed) {
+                    u.copy_ahead();
                     std::thread::yield_now();
                 }
             });
@@ -212,7 +316,7 @@ fn others_meanwhile() {
             let _ = u.chmod(path, 0o604); // it may be gone
         }
         others.join().unwrap();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
     });
     for remounted in [false, true] {
         for (n, path) in paths.iter().enumerate() {
@@ -230,5 +334,59 @@ fn others_meanwhile() {
         }
         u.remount();
     }
+}
+
+#[test]
+fn one_who_comes_out_of_order_does_not_have_copies_made_twice() {
+    let Some((u, paths)) = of_files(60, "") else { return };
+    for (n, path) in paths.iter().enumerate() {
+        u.chmod(path, 0o640).unwrap();
+        u.copy_ahead();
+        if n == 20 {
+            u.write(&paths[50], 0, "W").unwrap();
+            assert!(nameless(&u).len() > 8);
+        }
+    }
     assert!(nameless(&u).is_empty());
+}
+
+#[test]
+fn a_renamed_directory_has_its_files_copied_ahead() {
+    let Some((u, _)) = of_files(60, "") else { return };
+    u.rename("d", "e").unwrap();
+    assert!(!u.due.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_time_of_access_that_is_later_than_the_copy_is_kept() {
+    let Some((u, paths)) = of_files(12, "") else { return };
+    let next = with_copies_ahead(&u, &paths);
+    let lower = u.lowers[0].join(&next);
+    std::thread::sleep(std::time::Duration::from_millis(20)); // longer than the kernel's clock
+    let before = fs::metadata(&lower).unwrap();
+    fs::read(&lower).unwrap();
+    let atime = |m: &fs::Metadata| (m.atime(), m.atime_nsec());
+    let after = fs::metadata(&lower).unwrap();
+    if atime(&after) == atime(&before) {
+        return eprintln!("skipped: the filesystem marks no accesses");
+    }
+    let made = nameless(&u);
+    u.chmod(&next, 0o640).unwrap();
+    assert!(made.contains(&in_upper(&u, &next)));
+    assert_eq!(atime(&fs::metadata(u.upper().join(&next)).unwrap()), atime(&after));
+}
+
+#[test]
+fn who_writes_a_file_has_it_open_still_after_its_attributes_change() {
+    let u = Union::new(&["f=text"]);
+    u.write("f", 0, "T").unwrap();
+    let copy = fs::metadata(u.upper().join("f")).unwrap();
+    let is_open = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        let mut open = open.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
+        open.any(|m| (m.dev(), m.ino()) == (copy.dev(), copy.ino()))
+    };
+    assert!(is_open());
+    u.chmod("f", 0o600).unwrap();
+    assert!(is_open());
 }

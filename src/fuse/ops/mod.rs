@@ -52,7 +52,8 @@ pub(super) struct Ops {
     /// Gone before the union is, which the others have to the end.
     behind: Helper<Grown>,
     ahead: Helper<Ino>,
-    copiers: Helper<ToCopy>,
+    /// The union gives them work, as long as this lives.
+    _copiers: Arc<Helper<ToCopy>>,
     ttl: Duration,
     xattrs: bool,
     /// Where only they and root may ask.
@@ -110,9 +111,18 @@ impl Ops {
     ) -> Self {
         let us = rustix::process::geteuid().as_raw();
         let (reads, copies) = (Arc::clone(&overlay), Arc::clone(&overlay));
+        let copiers = Helper::new("copy ahead", COPIERS, move |file, _| copies.copy_ahead(&file));
+        let copiers = Arc::new(copiers);
+        // They have the union, which must not have them.
+        let to_copiers = Arc::downgrade(&copiers);
+        overlay.copies_ahead_by(move |files| {
+            if let Some(copiers) = to_copiers.upgrade() {
+                copiers.give(files);
+            }
+        });
         Self {
             ahead: Helper::new("ahead", 1, move |dir, goes_on| reads.read_ahead(dir, goes_on)),
-            copiers: Helper::new("copy ahead", COPIERS, move |file, _| copies.copy_ahead(&file)),
+            _copiers: copiers,
             behind: Helper::new("behind", 1, |file: Grown, _| file.write_out()),
             overlay,
             device,
@@ -135,7 +145,6 @@ impl Ops {
     pub(super) fn serve(&self, request: &Request<'_>, payload: &mut [u8]) -> Served {
         let mut reply = Reply::new(payload);
         let answered = catch_unwind(AssertUnwindSafe(|| self.answer(request, &mut reply)));
-        self.copiers.give(self.overlay.to_copy_ahead());
         let header = request.header;
         Served::Reply(match answered {
             Ok(Ok(Answer::Nothing)) => return Served::Nothing,
