@@ -3,8 +3,8 @@
 //! `chmod -R` and its like change the files of a directory in the order in which they are listed,
 //! and wait for the disk at each, which must have a copy before it gets its name. So when some were
 //! copied up in this order, threads beside copy the next ones, at the same time, so that the
-//! disk syncs them together. These copies have no name, and nobody sees them, until somebody comes to
-//! that file, who finds its copy made; what is not needed after all goes with its descriptor.
+//! disk syncs them together. These copies have no name, and nobody sees them; who comes to such a file
+//! finds its copy made, and gives it its name. One that nobody comes to goes with its descriptor.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -35,10 +35,9 @@ const MOST_KEPT: usize = 2 * MOST_AHEAD;
 const MOST_STRAYS: u32 = 16;
 /// Names looked at for the next file that is not upper's.
 const FAR: usize = 64;
-/// Bytes of a file, of more than which a copy takes longer than its sync; a rich upper points to it.
+/// Bytes of a file from which on its copy takes longer than the sync; a rich upper points to its data.
 const TOO_LARGE: u64 = redirect::METACOPY_MIN;
-/// Bytes and inodes that upper's filesystem has free, with less than which nothing is made for nothing,
-/// maybe.
+/// Bytes and inodes that upper's filesystem must have free: what is made may be for nothing.
 const LEAST_FREE: u64 = 256 << 20;
 const LEAST_FREE_FILES: u64 = 1024;
 
