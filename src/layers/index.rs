@@ -280,6 +280,15 @@ impl Index {
         Ok(())
     }
 
+    /// Drops what is known of an upper file that showed `origin`: the link, if it `has_link`, and then
+    /// its number, for as long as there is a link the file stands for the origin.
+    pub fn drop_copy(&self, upper_ino: u64, origin: Ino, has_link: bool) -> sys::Result<()> {
+        if has_link {
+            self.unlink(origin)?;
+        }
+        self.forget_origin(upper_ino, origin)
+    }
+
     fn append(&self, record: &Record) -> sys::Result<()> {
         self.append_to(&mut self.log.lock(), record)
     }

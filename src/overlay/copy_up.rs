@@ -314,6 +314,8 @@ impl Overlay {
                 lower.size
             }
             Extent::All => lower.size,
+            // It stands for all names of the file as soon as the index has it, also if a crash comes.
+            Extent::ToWrite(_) if lower.nlink > 1 => lower.size,
             Extent::ToWrite(size) => size.min(lower.size),
         };
         let from = self.data(inode, Access::Read)?;
@@ -381,10 +383,7 @@ impl Overlay {
         let stands = self.stand_for(inode, lower, &copy)?;
         let published = self.publish_indexed(inode, lower, copy, stands);
         if published.is_err() {
-            if stands {
-                best_effort("drop index link", index.unlink(inode.ino));
-            }
-            best_effort("forget an inode", index.forget_origin(ino, inode.ino));
+            best_effort("drop a copy", index.drop_copy(ino, inode.ino, stands));
         }
         published
     }
@@ -485,11 +484,7 @@ impl Overlay {
         inode.set_upper(Arc::new(upper), copy.data);
         let index = self.upper()?.index();
         if !stands || index.left(inode.ino).is_none_or(|left| left.names == 0) {
-            if stands {
-                best_effort("drop index link", index.unlink(inode.ino));
-            }
-            let forgotten = index.forget_origin(copy.stat.ino, inode.ino);
-            best_effort("forget an inode", forgotten);
+            best_effort("drop a copy", index.drop_copy(copy.stat.ino, inode.ino, stands));
         }
         Ok(())
     }

@@ -162,12 +162,11 @@ impl Overlay {
             self.watcher.tell(target.ino);
             return;
         }
-        if indexed {
-            best_effort("drop index link", index.unlink(target.ino));
-        }
         let upper = target.state.read().upper.as_ref().map(|upper| upper.ino);
         if let Some(upper) = upper {
-            best_effort("forget an inode", index.forget_origin(upper, target.ino));
+            best_effort("drop a copy", index.drop_copy(upper, target.ino, indexed));
+        } else if indexed {
+            best_effort("drop index link", index.unlink(target.ino));
         }
     }
 
