@@ -25,10 +25,9 @@ use crate::sys::{FileType, Stat, Timestamp};
 
 /// Files copied up in order, after which the next ones are copied ahead.
 const LEAST_RUN: u32 = 3;
-/// Files copied ahead then, twice as many at the next file, and so on, and how many at most.
+/// Files copied ahead then, twice as many at the next file, and so on, up to the second.
 const FIRST_AHEAD: usize = 2;
 const MOST_AHEAD: usize = 32;
-const MOST_DOUBLINGS: u32 = 8;
 /// Copies kept at most, of all directories.
 const MOST_KEPT: usize = 2 * MOST_AHEAD;
 /// Files copied up in another order between two of a run, more than which end it.
@@ -63,7 +62,7 @@ impl Run {
     /// How many files are to be ahead of the last.
     fn wanted_ahead(self) -> usize {
         match self.length.checked_sub(LEAST_RUN) {
-            Some(more) => MOST_AHEAD.min(FIRST_AHEAD << more.min(MOST_DOUBLINGS)),
+            Some(more) => MOST_AHEAD.min(FIRST_AHEAD << more.min(MOST_AHEAD.ilog2())),
             None => 0,
         }
     }

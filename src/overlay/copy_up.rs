@@ -78,8 +78,7 @@ impl Copy<'_> {
 
     /// Gives it the times of a file that was read since it was made.
     pub(super) fn set_times(&self, lower: &Stat) -> sys::Result<()> {
-        let at = |time| Some(TimeChange::At(time));
-        sys::set_times(self.fd.as_fd(), at(lower.atime), at(lower.mtime))
+        copy_times(self.fd.as_fd(), lower)
     }
 
     /// Gives it its name; one that had none in workdir replaces nothing. A directory that changes
@@ -203,7 +202,7 @@ impl Overlay {
         let object = self.object(inode)?;
         let link = || sys::link_fd(object.as_fd(), dir.as_fd(), name);
         self.with_write_permission(parent, &dir, link).context("link copy", name)?;
-        best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+        best_effort("restore a directory's times", copy_times(dir.as_fd(), &before));
         note_in_upper(names.as_deref_mut(), self, name);
         best_effort("record links", self.upper()?.index().count_down(inode.ino, 1, None));
         Ok(())
@@ -369,8 +368,7 @@ impl Overlay {
         lower: &Stat,
     ) -> Result<Stat> {
         let made = self.owners.copy(from, to, lower)?;
-        sys::set_times(to, Some(TimeChange::At(lower.atime)), Some(TimeChange::At(lower.mtime)))
-            .context("set times of copy", b"")?;
+        copy_times(to, lower).context("set times of copy", b"")?;
         Ok(made)
     }
 
@@ -415,7 +413,7 @@ impl Overlay {
             }
             self.with_write_permission(&parent, &dir, || copy.publish(dir.as_fd(), &name))
                 .context("publish copy", &name)?;
-            best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+            best_effort("restore a directory's times", copy_times(dir.as_fd(), &before));
             let has_data = inode.kind == FileType::RegularFile && copy.data.is_none();
             inode.set_upper(UpperFile::named(copy.stat.ino), copy.data);
             drop(alone);
@@ -511,7 +509,9 @@ fn note_in_upper(names: Option<&mut Listing>, overlay: &Overlay, name: &[u8]) {
     }
 }
 
-/// A copy-up is no change of the directory that it happens in.
-pub(super) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> sys::Result<()> {
-    sys::set_times(dir, Some(TimeChange::At(before.atime)), Some(TimeChange::At(before.mtime)))
+/// Gives `to` the times of last access and change of the content that `from` has. A directory gets back
+/// its own after a copy-up, which is no change of the directory that it happens in.
+pub(super) fn copy_times(to: BorrowedFd<'_>, from: &Stat) -> sys::Result<()> {
+    let at = |time| Some(TimeChange::At(time));
+    sys::set_times(to, at(from.atime), at(from.mtime))
 }

@@ -493,7 +493,7 @@ impl Overlay {
             let before = sys::fstat(dir.as_fd()).context("stat", &name)?;
             self.with_write_permission(&parent, &dir, || temp.publish(dir.as_fd(), &name))
                 .context("replace a symlink", &name)?;
-            let restored = super::copy_up::restore_times(dir.as_fd(), &before);
+            let restored = super::copy_up::copy_times(dir.as_fd(), &before);
             best_effort("restore a directory's times", restored);
             inode.set_upper(UpperFile::named(stat.ino), None);
             return Ok(());

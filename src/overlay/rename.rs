@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 
-use super::copy_up::{Wait, restore_times};
+use super::copy_up::{Wait, copy_times};
 use super::error::{Context, Error, Result, best_effort};
 use super::inode::Inode;
 use super::listing::{Entry, LayerIndex, Listing, Name};
@@ -397,7 +397,7 @@ impl Overlay {
 fn make_opaque_unseen(dir: &OwnedFd) -> Result<()> {
     let before = sys::fstat(dir).context("stat", b"")?;
     Upper::make_opaque(dir.as_fd()).context("make opaque", b"")?;
-    best_effort("restore a directory's times", restore_times(dir.as_fd(), &before));
+    best_effort("restore a directory's times", copy_times(dir.as_fd(), &before));
     Ok(())
 }
 
