@@ -1,10 +1,11 @@
 //! What FUSE costs on this machine, whatever a filesystem does: one answers stat(2) of a file from a
 //! constant, with no caching, and a client asks it again and again; and has the content of another in
-//! memory, which a client reads once.
+//! memory, which a client reads once, and forgets what is written to it.
 //!
 //! `cargo run --release --example round_trip` prints microseconds for each request, by the number
 //! of threads that answer, with client and daemon on one processor, and with processors that poll
-//! while they have nothing to do (as with `idle=poll`; it takes root); and seconds for 512 MiB.
+//! while they have nothing to do (as with `idle=poll`; it takes root); and seconds to read 512 MiB, and to
+//! write 1 GiB.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -14,12 +15,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request,
+    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyWrite,
+    Request, WriteFlags,
 };
 
 const REQUESTS: u32 = 20_000;
 /// Bytes of the file that has some, and of what it has again and again.
 const SIZE: u64 = 512 << 20;
+/// Bytes that are written to it.
+const WRITTEN: u64 = 1 << 30;
 static CONTENT: [u8; 1 << 20] = [b'x'; 1 << 20];
 
 struct Null;
@@ -72,6 +76,21 @@ impl Filesystem for Null {
         reply.data(&CONTENT[..size.min(CONTENT.len())]);
     }
 
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.written(data.len() as u32);
+    }
+
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let kind = if ino.0 == 1 { FileType::Directory } else { FileType::RegularFile };
         reply.attr(&Duration::ZERO, &attr(ino.0, kind));
@@ -86,16 +105,15 @@ fn mount(dir: &Path, threads: usize) -> BackgroundSession {
     fuser::spawn_mount(Null, dir, &config).expect("mount")
 }
 
-/// Seconds to read the large file for the first time, the median of five mounts.
-fn measure_reading() -> f64 {
+/// Seconds that it takes to use the large file of a fresh mount, the median of five.
+fn measure_data(how: &OpenOptions, mut use_it: impl FnMut(&mut File)) -> f64 {
     let mut runs: Vec<f64> = (0..5)
         .map(|_| {
             let dir = tempfile::tempdir().expect("a directory");
             let session = mount(dir.path(), 4);
-            let mut large = File::open(dir.path().join("large")).expect("open");
-            let mut buffer = vec![0; 128 << 10];
+            let mut large = how.open(dir.path().join("large")).expect("open");
             let begin = Instant::now();
-            while large.read(&mut buffer).expect("read") > 0 {}
+            use_it(&mut large);
             let seconds = begin.elapsed().as_secs_f64();
             drop(large);
             drop(session);
@@ -104,6 +122,15 @@ fn measure_reading() -> f64 {
         .collect();
     runs.sort_by(f64::total_cmp);
     runs[runs.len() / 2]
+}
+
+fn read_all(large: &mut File) {
+    let mut buffer = vec![0; 128 << 10];
+    while large.read(&mut buffer).expect("read") > 0 {}
+}
+
+fn write_all(large: &mut File) {
+    (0..WRITTEN / CONTENT.len() as u64).for_each(|_| large.write_all(&CONTENT).expect("write"));
 }
 
 /// Microseconds of one request, the median of nine runs.
@@ -158,5 +185,8 @@ fn main() {
         drop(session);
     }
     pin(0..cpus);
-    println!("to read {} MiB from its memory, 4 threads: {:.3} s", SIZE >> 20, measure_reading());
+    let reading = measure_data(OpenOptions::new().read(true), read_all);
+    println!("to read {} MiB from its memory, 4 threads: {reading:.3} s", SIZE >> 20);
+    let writing = measure_data(OpenOptions::new().write(true), write_all);
+    println!("to write {} MiB that it forgets, 4 threads: {writing:.3} s", WRITTEN >> 20);
 }
