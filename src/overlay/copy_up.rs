@@ -28,7 +28,7 @@ use super::real::Access;
 use super::state::{Link, LowerData, UpperFile};
 use crate::layers::number::Ino;
 use crate::layers::upper::Temp;
-use crate::sys::{self, Errno, FileType, Stat, TimeChange, Timestamp};
+use crate::sys::{self, Errno, FileType, Stat, Then, TimeChange, Timestamp};
 
 /// A copy in workdir, not published yet.
 #[derive(Debug)]
@@ -318,7 +318,8 @@ impl Overlay {
             Extent::ToWrite(size) => size.min(lower.size),
         };
         let from = self.data(inode, Access::Read)?;
-        sys::copy_data(from.as_fd(), copy.as_fd(), wanted).context("copy up", b"")?;
+        let then = if self.volatile.is_some() { Then::Nothing } else { Then::Sync };
+        sys::copy_data(from.as_fd(), copy.as_fd(), wanted, then).context("copy up", b"")?;
         // A metacopy's attributes are not where its data is, whichever layer has it.
         let is_apart = inode.in_upper() || inode.state.read().data.is_some();
         let object = if is_apart { self.object(inode)? } else { from };

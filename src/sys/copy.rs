@@ -1,15 +1,25 @@
 //! Copying a file's data: shared extents where the filesystem can, else in the kernel,
 //! else through a buffer; holes stay holes.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::SeekFrom;
 use rustix::io::retry_on_intr;
 
 use super::{Errno, Result};
 
-/// Bytes moved by one copy_file_range(2), so that a kill or an error is noticed in time.
-const KERNEL_CHUNK: usize = 64 << 20;
+/// What comes after a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It is synced, so the disk may write what has been copied while more is.
+    Sync,
+    /// Nothing that the disk is needed for.
+    Nothing,
+}
+
+/// Bytes moved by one copy_file_range(2), so that a kill or an error is noticed in time, and the disk
+/// has something to write soon.
+const KERNEL_CHUNK: usize = 8 << 20;
 /// Bytes of the buffer where the kernel cannot copy by itself.
 const BUFFER_SIZE: usize = 1 << 20;
 
@@ -22,7 +32,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Copies the first `size` bytes of `from` into the empty file `to`, whose size becomes `size`.
-pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()> {
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, then: Then) -> Result<()> {
     if size == 0 {
         return Ok(());
     }
@@ -34,7 +44,7 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<
     }
     let (mut position, mut copied) = (0, 0);
     while let Some((start, end)) = next_extent(from, position, size)? {
-        copied = copy_range(from, to, start, end)?;
+        copied = copy_range(from, to, start, end, then)?;
         position = end;
     }
     if copied == size {
@@ -112,9 +122,20 @@ pub fn is_zero_between(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<boo
 }
 
 /// Copies what is there from `start` to `end`; returns where that ends.
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
+fn copy_range(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    then: Then,
+) -> Result<u64> {
     let (mut read_at, mut write_at) = (start, start);
+    let mut given = start;
     while read_at < end {
+        if then == Then::Sync && write_at > given {
+            start_writing(to, given, write_at - given);
+            given = write_at;
+        }
         let len = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(KERNEL_CHUNK);
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), len) {
             Ok(0) => break,
@@ -126,6 +147,19 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
         }
     }
     Ok(write_at)
+}
+
+/// Has the disk begin to write a part of a file. It is not waited for, and an error comes with the sync.
+fn start_writing(file: BorrowedFd<'_>, start: u64, len: u64) {
+    // SAFETY: sync_file_range(2) takes numbers alone.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            start.cast_signed(),
+            len.cast_signed(),
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
 }
 
 fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
@@ -157,7 +191,7 @@ mod tests {
         from.seek(std::io::SeekFrom::Start(4 << 20)).unwrap();
         from.write_all(b"island").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        copy_data(from.as_fd(), to.as_fd(), 8 << 20).unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 8 << 20, Then::Nothing).unwrap();
         assert_eq!(to.metadata().unwrap().len(), 8 << 20);
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
         let mut all = Vec::new();
@@ -174,7 +208,7 @@ mod tests {
             from.write_all(text.as_bytes()).unwrap();
             from.set_len(size).unwrap();
             let mut to = tempfile::tempfile().unwrap();
-            copy_data(from.as_fd(), to.as_fd(), size).unwrap();
+            copy_data(from.as_fd(), to.as_fd(), size, Then::Sync).unwrap();
             let mut all = Vec::new();
             to.rewind().unwrap();
             to.read_to_end(&mut all).unwrap();
@@ -186,11 +220,26 @@ mod tests {
     }
 
     #[test]
+    fn a_large_file_is_copied_step_by_step() {
+        let bytes: Vec<u8> = (0..2 * KERNEL_CHUNK + 5).map(|at| (at / 999) as u8 | 1).collect();
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(&bytes).unwrap();
+        for then in [Then::Sync, Then::Nothing] {
+            let mut to = tempfile::tempfile().unwrap();
+            copy_data(from.as_fd(), to.as_fd(), bytes.len() as u64, then).unwrap();
+            let mut all = Vec::new();
+            to.rewind().unwrap();
+            to.read_to_end(&mut all).unwrap();
+            assert!(all == bytes);
+        }
+    }
+
+    #[test]
     fn a_shorter_size_cuts_the_copy() {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(b"0123456789").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        copy_data(from.as_fd(), to.as_fd(), 4).unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 4, Then::Nothing).unwrap();
         let mut all = String::new();
         to.rewind().unwrap();
         to.read_to_string(&mut all).unwrap();

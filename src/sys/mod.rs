@@ -21,7 +21,7 @@ mod stat;
 mod xattr;
 
 pub use caller::Caller;
-pub use copy::{copy_data, is_zero, is_zero_between};
+pub use copy::{Then, copy_data, is_zero, is_zero_between};
 pub use daemon::{
     Forked, close_inherited, fork, is_in_first_user_namespace, may_use_trusted_xattrs,
     nofile_limit, raise_nofile_limit, set_umask_zero, trim_memory,
