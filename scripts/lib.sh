@@ -45,6 +45,16 @@ with_uring() (
     PLYFS_TEST_URING=on "$@"
 )
 
+# in_each_mode COMMAND... — runs it with mounts of the default mode, then with those where the kernel
+# reads and writes the files itself, and where requests come by io_uring, as far as there are such.
+in_each_mode() {
+    "$@"
+    if [ "$(id -u)" = 0 ]; then PLYFS_TEST_IO=passthrough "$@"; fi
+    if [ -w "$uring_switch" ]; then with_uring "$@"; fi
+}
+# The options for the mode that mounts shall have.
+mode_options=(${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} ${PLYFS_TEST_URING:+--io-uring "$PLYFS_TEST_URING"})
+
 # A mount of the script's own: `make_mount` makes $dir with lower, upper, work and m (the
 # mountpoint), `mount_it [OPTION...]` mounts it, and all of it goes when the script ends.
 make_mount() {
@@ -54,7 +64,7 @@ make_mount() {
     mkdir "$dir/lower" "$dir/upper" "$dir/work" "$dir/m"
 }
 mount_it() {
-    "$built/plyfs" mount ${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} ${PLYFS_TEST_URING:+--io-uring "$PLYFS_TEST_URING"} "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
+    "$built/plyfs" mount "${mode_options[@]}" "$@" --lower "$dir/lower" --upper "$dir/upper" --work "$dir/work" "$dir/m"
 }
 unmount_it() { "$built/plyfs" umount "$dir/m"; }
 remove_mount() {

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use crate::common::mounted::{Mount, daemon_of, sh};
+use crate::common::mounted::{Mount, daemon_of, io_mode, sh};
 use crate::need_mount;
 
 fn open_descriptors(pid: &str) -> usize {
@@ -138,7 +138,8 @@ fn a_full_disk_in_the_middle_of_a_metacopy_leaves_the_old_file() {
     let _undo = Undo(merged.clone(), small.clone());
     sh(&format!("mkdir {small}/upper {small}/work"));
     sh(&format!(
-        "{plyfs} mount --form rich --lower {lower} --upper {small}/upper --work {small}/work {merged}"
+        "{plyfs} mount {} --form rich --lower {lower} --upper {small}/upper --work {small}/work {merged}",
+        io_mode().join(" ")
     ));
     sh(&format!("chmod 600 {merged}/d/big; mv {merged}/d {merged}/e"));
     let big = format!("{merged}/e/big");
