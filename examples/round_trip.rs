@@ -1,6 +1,6 @@
 //! What FUSE costs on this machine, whatever a filesystem does: one answers stat(2) of a file from a
-//! constant, with no caching, and a client asks it again and again; and has the content of another in
-//! memory, which a client reads once, and forgets what is written to it.
+//! constant, with no caching, and a client asks it again and again; and it has the content of another file
+//! in memory, which a client reads once, and forgets what is written to that.
 //!
 //! `cargo run --release --example round_trip` prints microseconds for each request, by the number
 //! of threads that answer, with client and daemon on one processor, and with processors that poll

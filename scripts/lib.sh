@@ -46,11 +46,21 @@ with_uring() (
 )
 
 # in_each_mode COMMAND... — runs it with mounts of the default mode, then with those where the kernel
-# reads and writes the files itself, and where requests come by io_uring, as far as there are such.
+# reads and writes the files itself, and where requests come by io_uring.
 in_each_mode() {
     "$@"
-    if [ "$(id -u)" = 0 ]; then PLYFS_TEST_IO=passthrough "$@"; fi
-    if [ -w "$uring_switch" ]; then with_uring "$@"; fi
+    step "$*: where the kernel reads and writes the files itself"
+    if [ "$(id -u)" = 0 ]; then
+        PLYFS_TEST_IO=passthrough "$@"
+    else
+        echo "skipped: it takes root"
+    fi
+    step "$*: where requests come by io_uring"
+    if [ -w "$uring_switch" ]; then
+        with_uring "$@"
+    else
+        echo "skipped: it takes root and Linux 6.14"
+    fi
 }
 # The options for the mode that mounts shall have.
 mode_options=(${PLYFS_TEST_IO:+--io "$PLYFS_TEST_IO"} ${PLYFS_TEST_URING:+--io-uring "$PLYFS_TEST_URING"})

@@ -28,7 +28,7 @@ use super::real::Access;
 use super::state::{Link, LowerData, UpperFile};
 use crate::layers::number::Ino;
 use crate::layers::upper::Temp;
-use crate::sys::{self, Errno, FileType, Stat, Then, TimeChange, Timestamp};
+use crate::sys::{self, AfterCopy, Errno, FileType, Stat, TimeChange, Timestamp};
 
 /// A copy in workdir, not published yet.
 #[derive(Debug)]
@@ -318,8 +318,11 @@ impl Overlay {
             Extent::ToWrite(size) => size.min(lower.size),
         };
         let from = self.data(inode, Access::Read)?;
-        let then = if self.volatile.is_some() { Then::Nothing } else { Then::Sync };
-        sys::copy_data(from.as_fd(), copy.as_fd(), wanted, then).context("copy up", b"")?;
+        let after = match self.volatile {
+            Some(_) => AfterCopy::NoSync,
+            None => AfterCopy::Sync,
+        };
+        sys::copy_data(from.as_fd(), copy.as_fd(), wanted, after).context("copy up", b"")?;
         // A metacopy's attributes are not where its data is, whichever layer has it.
         let is_apart = inode.in_upper() || inode.state.read().data.is_some();
         let object = if is_apart { self.object(inode)? } else { from };

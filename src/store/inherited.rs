@@ -23,7 +23,7 @@ use super::layer_files::LayerFiles;
 use super::stack::{Cursor, Layer, Stack, failed};
 use super::{Error, Result, Store};
 use crate::layers::{marks, path, private_xattr};
-use crate::sys::{self, Errno, Stat, Then, TimeChange};
+use crate::sys::{self, AfterCopy, Errno, Stat, TimeChange};
 
 impl Store {
     /// Builds what the layers with these homes take from one another, the topmost first, where `at`
@@ -255,7 +255,7 @@ impl Built<'_> {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let copy = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)
                     .map_err(failed("create", to))?;
-                sys::copy_data(data.as_fd(), copy.as_fd(), stat.size, Then::Nothing)
+                sys::copy_data(data.as_fd(), copy.as_fd(), stat.size, AfterCopy::NoSync)
                     .map_err(failed("copy", to))?;
                 self.size += stat.size;
             }

@@ -6,15 +6,15 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::retry_on_intr;
 
-use super::{Errno, Result};
+use super::{Errno, Result, checked};
 
-/// What comes after a copy.
+/// What is done after a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// It is synced, so the disk may write what has been copied while more is.
+pub enum AfterCopy {
+    /// It is synced at once, so the disk may write what has been copied while more is.
     Sync,
-    /// Nothing that the disk is needed for.
-    Nothing,
+    /// It is not, or later with others.
+    NoSync,
 }
 
 /// Bytes moved by one copy_file_range(2), so that a kill or an error is noticed in time, and the disk
@@ -32,7 +32,12 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Copies the first `size` bytes of `from` into the empty file `to`, whose size becomes `size`.
-pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, then: Then) -> Result<()> {
+pub fn copy_data(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    size: u64,
+    after: AfterCopy,
+) -> Result<()> {
     if size == 0 {
         return Ok(());
     }
@@ -42,9 +47,10 @@ pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, then: Then
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return rustix::fs::ftruncate(to, size);
     }
+    let mut copy = Copy { from, to, after, given: 0 };
     let (mut position, mut copied) = (0, 0);
     while let Some((start, end)) = next_extent(from, position, size)? {
-        copied = copy_range(from, to, start, end, then)?;
+        copied = copy.range(start, end)?;
         position = end;
     }
     if copied == size {
@@ -121,60 +127,74 @@ pub fn is_zero_between(file: BorrowedFd<'_>, start: u64, end: u64) -> Result<boo
     Ok(true)
 }
 
-/// Copies what is there from `start` to `end`; returns where that ends.
-fn copy_range(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    start: u64,
-    end: u64,
-    then: Then,
-) -> Result<u64> {
-    let (mut read_at, mut write_at) = (start, start);
-    let mut given = start;
-    while read_at < end {
-        if then == Then::Sync && write_at > given {
-            start_writing(to, given, write_at - given);
-            given = write_at;
-        }
-        let len = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(KERNEL_CHUNK);
-        match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), len) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
-                return copy_buffered(from, to, read_at, end);
+/// A copy under way.
+struct Copy<'a> {
+    from: BorrowedFd<'a>,
+    to: BorrowedFd<'a>,
+    after: AfterCopy,
+    /// Where that ends which the disk has been given.
+    given: u64,
+}
+
+impl Copy<'_> {
+    /// Copies what is there from `start` to `end`; returns where that ends.
+    fn range(&mut self, start: u64, end: u64) -> Result<u64> {
+        let (from, to) = (self.from, self.to);
+        let (mut read_at, mut write_at) = (start, start);
+        while read_at < end {
+            let len = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(KERNEL_CHUNK);
+            let (input, output) = (Some(&mut read_at), Some(&mut write_at));
+            match rustix::fs::copy_file_range(from, input, to, output, len) {
+                Ok(0) => break,
+                Ok(_) => self.reached(write_at)?,
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                    return self.buffered(read_at, end);
+                }
+                Err(errno) => return Err(errno),
             }
-            Err(errno) => return Err(errno),
         }
+        Ok(write_at)
     }
-    Ok(write_at)
+
+    fn buffered(&mut self, start: u64, end: u64) -> Result<u64> {
+        let mut buffer = vec![0; BUFFER_SIZE];
+        let mut position = start;
+        while position < end {
+            let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BUFFER_SIZE);
+            let got = rustix::io::pread(self.from, &mut buffer[..want], position)?;
+            if got == 0 {
+                break;
+            }
+            write_all(self.to, &buffer[..got], position)?;
+            position += got as u64;
+            self.reached(position)?;
+        }
+        Ok(position)
+    }
+
+    /// Gives the disk what has been copied up to `end`, if that is worth it.
+    fn reached(&mut self, end: u64) -> Result<()> {
+        if self.after == AfterCopy::Sync && end - self.given >= KERNEL_CHUNK as u64 {
+            start_writing(self.to, self.given, end - self.given)?;
+            self.given = end;
+        }
+        Ok(())
+    }
 }
 
-/// Has the disk begin to write a part of a file. It is not waited for, and an error comes with the sync.
-fn start_writing(file: BorrowedFd<'_>, start: u64, len: u64) {
+/// Has the disk begin to write a part of a file, which is not waited for.
+fn start_writing(file: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
+    let (start, len) = (start.cast_signed(), len.cast_signed());
     // SAFETY: sync_file_range(2) takes numbers alone.
-    unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            start.cast_signed(),
-            len.cast_signed(),
-            libc::SYNC_FILE_RANGE_WRITE,
-        );
+    let started = unsafe {
+        libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE)
+    };
+    match checked(started) {
+        // The filesystem has no such thing.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => Ok(()),
+        // What it cannot write now the sync might not tell.
+        result => result,
     }
-}
-
-fn copy_buffered(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
-    let mut buffer = vec![0; BUFFER_SIZE];
-    let mut position = start;
-    while position < end {
-        let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BUFFER_SIZE);
-        let got = rustix::io::pread(from, &mut buffer[..want], position)?;
-        if got == 0 {
-            break;
-        }
-        write_all(to, &buffer[..got], position)?;
-        position += got as u64;
-    }
-    Ok(position)
 }
 
 #[cfg(test)]
@@ -191,7 +211,7 @@ mod tests {
         from.seek(std::io::SeekFrom::Start(4 << 20)).unwrap();
         from.write_all(b"island").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        copy_data(from.as_fd(), to.as_fd(), 8 << 20, Then::Nothing).unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 8 << 20, AfterCopy::NoSync).unwrap();
         assert_eq!(to.metadata().unwrap().len(), 8 << 20);
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
         let mut all = Vec::new();
@@ -208,7 +228,7 @@ mod tests {
             from.write_all(text.as_bytes()).unwrap();
             from.set_len(size).unwrap();
             let mut to = tempfile::tempfile().unwrap();
-            copy_data(from.as_fd(), to.as_fd(), size, Then::Sync).unwrap();
+            copy_data(from.as_fd(), to.as_fd(), size, AfterCopy::Sync).unwrap();
             let mut all = Vec::new();
             to.rewind().unwrap();
             to.read_to_end(&mut all).unwrap();
@@ -220,17 +240,21 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_copied_step_by_step() {
+    fn a_file_of_several_steps_is_copied_whole() {
         let bytes: Vec<u8> = (0..2 * KERNEL_CHUNK + 5).map(|at| (at / 999) as u8 | 1).collect();
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(&bytes).unwrap();
-        for then in [Then::Sync, Then::Nothing] {
+        for after in [AfterCopy::Sync, AfterCopy::NoSync] {
             let mut to = tempfile::tempfile().unwrap();
-            copy_data(from.as_fd(), to.as_fd(), bytes.len() as u64, then).unwrap();
+            copy_data(from.as_fd(), to.as_fd(), bytes.len() as u64, after).unwrap();
             let mut all = Vec::new();
             to.rewind().unwrap();
             to.read_to_end(&mut all).unwrap();
             assert!(all == bytes);
+            let mut copy = Copy { from: from.as_fd(), to: to.as_fd(), after, given: 0 };
+            assert_eq!(copy.buffered(0, bytes.len() as u64), Ok(bytes.len() as u64));
+            let given = if after == AfterCopy::Sync { 2 * KERNEL_CHUNK as u64 } else { 0 };
+            assert_eq!(copy.given, given);
         }
     }
 
@@ -239,7 +263,7 @@ mod tests {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(b"0123456789").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        copy_data(from.as_fd(), to.as_fd(), 4, Then::Nothing).unwrap();
+        copy_data(from.as_fd(), to.as_fd(), 4, AfterCopy::NoSync).unwrap();
         let mut all = String::new();
         to.rewind().unwrap();
         to.read_to_string(&mut all).unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{IFlags, OFlags};
 
-use super::{Errno, Result, reopen};
+use super::{Result, checked, reopen};
 
 /// The flags of a file or directory (FS_IOC_GETFLAGS).
 pub fn get_flags(object: BorrowedFd<'_>) -> Result<u32> {
@@ -47,13 +47,6 @@ pub fn set_extended_flags(object: BorrowedFd<'_>, bytes: &ExtendedFlags) -> Resu
 pub const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
 /// See [`FS_IOC_FSGETXATTR`].
 pub const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
-
-fn checked(result: libc::c_int) -> Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    }
-}
 
 /// The ioctl wants a file that is open, not one that is only named.
 fn open(object: BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd> {

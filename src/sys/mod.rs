@@ -21,7 +21,7 @@ mod stat;
 mod xattr;
 
 pub use caller::Caller;
-pub use copy::{Then, copy_data, is_zero, is_zero_between};
+pub use copy::{AfterCopy, copy_data, is_zero, is_zero_between};
 pub use daemon::{
     Forked, close_inherited, fork, is_in_first_user_namespace, may_use_trusted_xattrs,
     nofile_limit, raise_nofile_limit, set_umask_zero, trim_memory,
@@ -52,6 +52,14 @@ pub use rustix::io::Errno;
 
 /// Result of one system call.
 pub type Result<T> = std::result::Result<T, Errno>;
+
+/// What a function of the C library tells.
+fn checked(result: libc::c_int) -> Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
 
 /// Turns an expected errno into `None`.
 pub trait Ignoring<T> {
