@@ -27,6 +27,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -56,7 +57,7 @@ pub struct Index {
 
 #[derive(Debug)]
 struct Log {
-    file: File,
+    file: Arc<File>,
     /// Records in the file.
     records: usize,
 }
@@ -116,7 +117,7 @@ impl Index {
             work,
             dir,
             spent,
-            log: Mutex::new(Log { file, records }),
+            log: Mutex::new(Log { file: Arc::new(file), records }),
             known: Mutex::new(known),
         })
     }
@@ -244,7 +245,9 @@ impl Index {
 
     /// Makes all that was recorded durable.
     pub fn sync(&self) -> sys::Result<()> {
-        rustix::fs::fdatasync(&self.log.lock().file)
+        // Others record meanwhile. Should they write the log anew, that one is synced, too.
+        let file = Arc::clone(&self.log.lock().file);
+        rustix::fs::fdatasync(&*file)
     }
 
     /// Whether an upper file stands for this lower file of several names.
@@ -298,10 +301,10 @@ impl Index {
             let known = self.known.lock();
             if log.records > SLACK * known.needed() {
                 let file = rewrite_log(self.work.as_fd(), &known)?;
-                *log = Log { file, records: known.needed() };
+                *log = Log { file: Arc::new(file), records: known.needed() };
             }
         }
-        log.file
+        (&*log.file)
             .write_all(&record.encode())
             .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         log.records += 1;
@@ -388,6 +391,9 @@ fn rewrite_log(work: BorrowedFd<'_>, known: &Known) -> sys::Result<File> {
         .and_then(|()| file.sync_all())
         .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     rustix::fs::renameat(work, LOG_NAME_NEW, work, LOG_NAME)?;
+    // What is recorded from now on is synced in this file alone.
+    let dir = sys::open_at(work, b".", OFlags::RDONLY | OFlags::CLOEXEC)?;
+    rustix::fs::fsync(&dir)?;
     Ok(file)
 }
 
@@ -483,7 +489,7 @@ mod tests {
         let opened = File::open(&file).unwrap();
         index.link(opened.as_fd(), Ino(77)).unwrap();
         assert_eq!(index.record_device(&stat).is_ok(), stat.btime.is_some());
-        index.log.lock().file.write_all(b"torn").unwrap();
+        (&*index.log.lock().file).write_all(b"torn").unwrap();
         drop(index);
         let torn = Index::open(fd.as_fd()).unwrap();
         torn.count_down(Ino(78), 10, None).unwrap();
