@@ -186,9 +186,8 @@ impl Copy<'_> {
 fn start_writing(file: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
     let (start, len) = (start.cast_signed(), len.cast_signed());
     // SAFETY: sync_file_range(2) takes numbers alone.
-    let started = unsafe {
-        libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE)
-    };
+    let started =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
     match checked(started) {
         // The filesystem has no such thing.
         Err(Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => Ok(()),
