@@ -2,21 +2,27 @@
 //! constant, with no caching, and a client asks it again and again; and it has the content of another file
 //! in memory, which a client reads once, and forgets what is written to that.
 //!
+//! It makes directories and files, too, and remembers their names alone:
+//! `cargo run --release --example round_trip DIR` mounts it for other programs until it is unmounted.
+//!
 //! `cargo run --release --example round_trip` prints microseconds for each request, by the number
 //! of threads that answer, with client and daemon on one processor, and with processors that poll
 //! while they have nothing to do (as with `idle=poll`; it takes root); and seconds to read 512 MiB, and to
 //! write 1 GiB.
 
-use std::ffi::OsStr;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyWrite,
-    Request, WriteFlags,
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, IoctlFlags, LockOwner, MountOption, OpenFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyEntry, ReplyIoctl, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 const REQUESTS: u32 = 20_000;
@@ -26,9 +32,29 @@ const SIZE: u64 = 512 << 20;
 const WRITTEN: u64 = 1 << 30;
 static CONTENT: [u8; 1 << 20] = [b'x'; 1 << 20];
 
-struct Null;
+/// Of directories that were made.
+const DIRECTORY: u64 = 1 << 62;
+const FOREVER: Duration = Duration::from_secs(1 << 20);
 
-fn attr(ino: u64, kind: FileType) -> FileAttr {
+#[derive(Default)]
+struct Null {
+    /// What was made, by directory and name.
+    names: Mutex<HashMap<(u64, OsString), u64>>,
+}
+
+impl Null {
+    fn make(&self, parent: INodeNo, name: &OsStr, kind: FileType) -> FileAttr {
+        let mut names = self.names.lock().expect("a lock");
+        let number = names.len() as u64 + 10;
+        let ino = if kind == FileType::Directory { DIRECTORY | number } else { number };
+        names.insert((parent.0, name.to_owned()), ino);
+        attr(ino)
+    }
+}
+
+fn attr(ino: u64) -> FileAttr {
+    let is_directory = ino == 1 || ino & DIRECTORY != 0;
+    let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
     FileAttr {
         ino: INodeNo(ino),
         size: if ino == 3 { SIZE } else { 0 },
@@ -49,16 +75,84 @@ fn attr(ino: u64, kind: FileType) -> FileAttr {
 }
 
 impl Filesystem for Null {
-    fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name.as_encoded_bytes() {
-            b"f" => {
-                reply.entry(&Duration::ZERO, &attr(2, FileType::RegularFile), Generation(0));
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (ttl, ino) = match name.as_encoded_bytes() {
+            b"f" => (Duration::ZERO, Some(2)),
+            b"large" => (Duration::ZERO, Some(3)),
+            _ => {
+                let names = self.names.lock().expect("a lock");
+                (FOREVER, names.get(&(parent.0, name.to_owned())).copied())
             }
-            b"large" => {
-                reply.entry(&Duration::ZERO, &attr(3, FileType::RegularFile), Generation(0));
-            }
-            _ => reply.error(Errno::ENOENT),
+        };
+        match ino {
+            Some(ino) => reply.entry(&ttl, &attr(ino), Generation(0)),
+            None => reply.error(Errno::ENOENT),
         }
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.entry(&FOREVER, &self.make(parent, name, FileType::Directory), Generation(0));
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.make(parent, name, FileType::RegularFile);
+        reply.created(&FOREVER, &made, Generation(0), FileHandle(0), FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.attr(&FOREVER, &attr(ino.0));
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::NO_XATTR);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
     }
 
     fn read(
@@ -92,17 +186,22 @@ impl Filesystem for Null {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let kind = if ino.0 == 1 { FileType::Directory } else { FileType::RegularFile };
-        reply.attr(&Duration::ZERO, &attr(ino.0, kind));
+        let ttl = if ino.0 < 10 { Duration::ZERO } else { FOREVER };
+        reply.attr(&ttl, &attr(ino.0));
     }
 }
 
 fn mount(dir: &Path, threads: usize) -> BackgroundSession {
+    fuser::spawn_mount(Null::default(), dir, &config(threads)).expect("mount")
+}
+
+fn config(threads: usize) -> Config {
     let mut config = Config::default();
-    config.mount_options = vec![MountOption::FSName("null".into())];
+    config.mount_options =
+        vec![MountOption::FSName("null".into()), MountOption::DefaultPermissions];
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    fuser::spawn_mount(Null, dir, &config).expect("mount")
+    config
 }
 
 /// Seconds that it takes to use the large file of a fresh mount, the median of five.
@@ -163,6 +262,9 @@ fn keep_awake() -> Option<File> {
 }
 
 fn main() {
+    if let Some(dir) = std::env::args_os().nth(1) {
+        return fuser::mount(Null::default(), dir, &config(4)).expect("mount");
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let on_all = [1, 2, 4].map(|threads| (threads, false, false));
     let on_one = [1, 4].map(|threads| (threads, true, false));
