@@ -32,6 +32,8 @@ const SIZE: u64 = 512 << 20;
 const WRITTEN: u64 = 1 << 30;
 static CONTENT: [u8; 1 << 20] = [b'x'; 1 << 20];
 
+/// What was made has numbers from here on; the others are the root, `f` and `large`.
+const FIRST_MADE: u64 = 10;
 /// Of directories that were made.
 const DIRECTORY: u64 = 1 << 62;
 const FOREVER: Duration = Duration::from_secs(1 << 20);
@@ -45,7 +47,7 @@ struct Null {
 impl Null {
     fn make(&self, parent: INodeNo, name: &OsStr, kind: FileType) -> FileAttr {
         let mut names = self.names.lock().expect("a lock");
-        let number = names.len() as u64 + 10;
+        let number = FIRST_MADE + names.len() as u64;
         let ino = if kind == FileType::Directory { DIRECTORY | number } else { number };
         names.insert((parent.0, name.to_owned()), ino);
         attr(ino)
@@ -186,7 +188,7 @@ impl Filesystem for Null {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ttl = if ino.0 < 10 { Duration::ZERO } else { FOREVER };
+        let ttl = if ino.0 < FIRST_MADE { Duration::ZERO } else { FOREVER };
         reply.attr(&ttl, &attr(ino.0));
     }
 }
