@@ -7,6 +7,7 @@ use super::super::abi::{
     self, Attr, CreateIn, LinkIn, MkDirIn, MkNodIn, OpenOut, Rename2In, RenameIn,
 };
 use super::super::convert;
+use super::super::opens::{Node as KernelNode, Passed};
 use super::super::reply::{self, Reply};
 use super::super::request::{Request, name};
 use super::{Ops, Result};
@@ -19,8 +20,8 @@ const PERMISSIONS: u32 = 0o7777;
 impl Ops {
     pub(super) fn lookup(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        match self.overlay.lookup(request.ino(), name) {
-            Ok(attr) => Ok(reply.entry(&convert::attr(&attr), self.ttl)?),
+        match self.overlay.lookup(self.ino(request), name) {
+            Ok(attr) => Ok(reply.structure(&self.entry(&attr))?),
             // A missing name that is to be remembered: an entry of inode 0.
             Err(Error::NotFound) => {
                 Ok(reply.structure(&reply::entry(0, &Attr::default(), self.ttl))?)
@@ -30,7 +31,7 @@ impl Ops {
     }
 
     fn make(&self, request: &Request<'_>, name: &[u8], node: &Node<'_>) -> Result<overlay::Attr> {
-        Ok(self.overlay.create(request.ino(), name, node)?)
+        Ok(self.overlay.create(self.ino(request), name, node)?)
     }
 
     pub(super) fn mknod(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -41,7 +42,7 @@ impl Ops {
         };
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner: request.owner() };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
+        Ok(reply.structure(&self.entry(&attr))?)
     }
 
     pub(super) fn mkdir(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -49,7 +50,7 @@ impl Ops {
         let (kind, owner) = (NodeKind::Directory, request.owner());
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
+        Ok(reply.structure(&self.entry(&attr))?)
     }
 
     pub(super) fn symlink(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -57,7 +58,7 @@ impl Ops {
         let (target, _) = name(rest)?;
         let (kind, owner) = (NodeKind::Symlink(target), request.owner());
         let attr = self.make(request, link_name, &Node { kind, mode: 0o777, umask: 0, owner })?;
-        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
+        Ok(reply.structure(&self.entry(&attr))?)
     }
 
     pub(super) fn create(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -65,29 +66,34 @@ impl Ops {
         let (kind, owner) = (NodeKind::File, request.owner());
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        let backing = self.opens.as_ref().and_then(|o| o.open(attr.ino, || self.backing(attr.ino)));
-        reply.entry(&convert::attr(&attr), self.ttl)?;
+        let passed = match &self.opens {
+            Some(opens) => {
+                opens.open(KernelNode(attr.ino.0), false, |_| self.backing(attr.ino, false))?
+            }
+            None => None,
+        };
+        reply.structure(&self.entry(&attr))?;
         let cached = OpenOut {
             fh: 0,
             open_flags: abi::open::KEEP_CACHE | abi::open::NOFLUSH,
             backing_id: 0,
         };
-        Ok(reply.structure(&backing.map_or(cached, |backing| passthrough(&backing)))?)
+        Ok(reply.structure(&passed.map_or(cached, |passed| passthrough(&passed)))?)
     }
 
     pub(super) fn unlink(&self, request: &Request<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        Ok(self.overlay.unlink(request.ino(), name)?)
+        Ok(self.overlay.unlink(self.ino(request), name)?)
     }
 
     pub(super) fn rmdir(&self, request: &Request<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        Ok(self.overlay.rmdir(request.ino(), name)?)
+        Ok(self.overlay.rmdir(self.ino(request), name)?)
     }
 
     pub(super) fn rename(&self, request: &Request<'_>) -> Result<()> {
         let (RenameIn { newdir }, names) = request.split()?;
-        self.rename_as(request, Ino(newdir), names, RenameMode::Replace)
+        self.rename_as(request, self.ino_of(KernelNode(newdir)), names, RenameMode::Replace)
     }
 
     pub(super) fn rename2(&self, request: &Request<'_>) -> Result<()> {
@@ -98,7 +104,7 @@ impl Ops {
             flags if flags.is_empty() => RenameMode::Replace,
             _ => return Err(Errno::INVAL.into()), // as the kernel's overlayfs
         };
-        self.rename_as(request, Ino(newdir), names, mode)
+        self.rename_as(request, self.ino_of(KernelNode(newdir)), names, mode)
     }
 
     fn rename_as(
@@ -110,28 +116,28 @@ impl Ops {
     ) -> Result<()> {
         let (old, rest) = name(names)?;
         let (new, _) = name(rest)?;
-        let mut wait = self.overlay.rename_waits_for(request.ino(), old);
+        let mut wait = self.overlay.rename_waits_for(self.ino(request), old);
         if mode == RenameMode::Exchange {
             wait = wait.max(self.overlay.rename_waits_for(newparent, new));
         }
         let _waiting = request.waits(wait)?;
-        Ok(self.overlay.rename(request.ino(), old, newparent, new, mode)?)
+        Ok(self.overlay.rename(self.ino(request), old, newparent, new, mode)?)
     }
 
     pub(super) fn link(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (LinkIn { oldnodeid }, rest) = request.split()?;
-        let ino = Ino(oldnodeid);
+        let ino = self.ino_of(KernelNode(oldnodeid));
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
-        let attr = self.overlay.link(ino, request.ino(), name(rest)?.0)?;
-        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
+        let attr = self.overlay.link(ino, self.ino(request), name(rest)?.0)?;
+        Ok(reply.structure(&self.entry(&attr))?)
     }
 }
 
 /// How a file is opened that the kernel reads and writes itself.
-pub(super) fn passthrough(backing: &super::Backing) -> OpenOut {
+pub(super) fn passthrough(passed: &Passed) -> OpenOut {
     OpenOut {
         fh: 0,
         open_flags: abi::open::PASSTHROUGH | abi::open::NOFLUSH,
-        backing_id: backing.number,
+        backing_id: passed.backing.number,
     }
 }
