@@ -131,7 +131,7 @@ pub(super) struct Listing {
     /// Upper's directory is known to have no ACL that what is made in it inherits.
     pub(super) bequeaths_nothing: bool,
     /// How its files are copied up.
-    pub(super) run: Run,
+    pub(super) run: Option<Box<Run>>,
 }
 
 /// Hashes names to cookies; one per mount.

@@ -91,18 +91,17 @@ fn in_upper(u: &Union, path: &str) -> u64 {
     fs::metadata(u.upper().join(path)).unwrap().ino()
 }
 
-#[test]
-fn who_comes_to_a_file_finds_its_copy() {
-    let Some((mut u, paths)) = of_files(40, "d/f3:mode=0751") else { return };
+/// Changes 40 files in this order, of which all but the first ones find a copy.
+fn find_copies(mut u: Ahead, paths: &[String], first: usize) {
     let before = fingerprint(&u.lowers[0]);
     let mut found = 0;
-    for path in &paths {
+    for path in paths {
         let made = nameless(&u);
         u.chmod(path, 0o600).unwrap();
         found += usize::from(made.contains(&in_upper(&u, path)));
         u.copy_ahead();
     }
-    assert_eq!(found, 37, "all but three");
+    assert_eq!(found, 40 - first, "all but {first}");
     assert!(nameless(&u).is_empty());
     for n in 0..40 {
         let path = format!("d/f{n}");
@@ -116,6 +115,19 @@ fn who_comes_to_a_file_finds_its_copy() {
     u.remount();
     assert_eq!(u.read("d/f7").unwrap(), "7");
     assert_eq!(fs::read_dir(u.work().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn who_comes_to_a_file_finds_its_copy() {
+    let Some((u, paths)) = of_files(40, "d/f3:mode=0751") else { return };
+    find_copies(u, &paths, 3);
+}
+
+#[test]
+fn who_goes_by_names_finds_copies_too() {
+    let Some((u, mut paths)) = of_files(40, "d/f3:mode=0751") else { return };
+    paths.sort();
+    find_copies(u, &paths, 6);
 }
 
 /// Copies three files up, so that the next are copied ahead; returns the first of these.
