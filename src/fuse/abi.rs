@@ -175,7 +175,6 @@ structures! {
     Rename2In { newdir: u64, flags: u32, padding: u32 }
     LinkIn { oldnodeid: u64 }
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32 }
-    OpenIn { flags: u32, open_flags: u32 }
     OpenOut { fh: u64, open_flags: u32, backing_id: u32 }
     /// Of READ, READDIR and READDIRPLUS.
     ReadIn {

@@ -58,7 +58,7 @@ impl KernelCache {
 }
 
 /// In the place of an offset.
-pub(super) const ATTRIBUTES_ALONE: i64 = -1;
+const ATTRIBUTES_ALONE: i64 = -1;
 const ALL_PAGES: i64 = 0;
 
 fn drop_cached(device: &Device, ino: Ino, offset: i64) {

@@ -70,6 +70,11 @@ impl<'a> Reply<'a> {
         })
     }
 
+    /// Adds a name's inode.
+    pub(super) fn entry(&mut self, attr: &Attr, ttl: Duration) -> Result<(), Errno> {
+        self.structure(&entry(attr.ino, attr, ttl))
+    }
+
     /// Adds a name of a directory, unless the reply were larger than `limit` then: false.
     pub(super) fn name(&mut self, limit: usize, name: &ListedName<'_>) -> Result<bool, Errno> {
         let plus = name.attr.map_or(0, |_| size_of::<EntryOut>());

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 use super::abi::InHeader;
 use super::crew::{Crew, Waiting};
 use super::near::{Apart, Joined};
-use super::opens::Node;
+use crate::layers::number::Ino;
 use crate::overlay::{Owner, Wait};
 use crate::sys::{Caller, LongWork};
 
@@ -54,9 +54,9 @@ pub(super) enum Body<'a> {
 const MALFORMED: Errno = Errno::INVAL;
 
 impl<'a> Request<'a> {
-    /// What it is about.
-    pub(super) fn node(&self) -> Node {
-        Node(self.header.nodeid)
+    /// The inode that it is about.
+    pub(super) fn ino(&self) -> Ino {
+        Ino(self.header.nodeid)
     }
 
     /// The structure of its kind.

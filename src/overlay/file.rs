@@ -26,10 +26,6 @@ const LARGE_READ: usize = 128 << 10;
 /// How far back a page of the layer's filesystem may begin that ends where a read does.
 const LARGEST_FOLIO: u64 = 4 << 20;
 
-/// From which size on a kernel that can may read a lower file itself, although it could be copied up:
-/// most of the memory that containers of an image can share is in such files.
-const LARGE_LOWER: u64 = 1 << 20;
-
 /// Drops what was read up to `end` from the page cache of the layer's filesystem: the kernel keeps
 /// it for the mount, and need not keep it twice.
 fn forget_read(fd: &OwnedFd, end: u64) {
@@ -52,15 +48,6 @@ pub enum Seek {
     Data,
     /// The next hole, or the end (SEEK_HOLE).
     Hole,
-}
-
-/// A file of a layer.
-#[derive(Debug)]
-pub struct RealFile {
-    /// Open.
-    pub file: Arc<OwnedFd>,
-    /// It is a lower file, in the place of which one in upper may come.
-    pub may_change: bool,
 }
 
 impl Overlay {
@@ -153,21 +140,17 @@ impl Overlay {
         rustix::io::write(&fd, data).context("append", b"")
     }
 
-    /// The real file behind an inode, if a kernel can use it itself: one in upper, open for writing; a
-    /// lower one where there is no upper; and, if `may_change`, a large lower one.
-    pub fn backing(&self, ino: Ino, may_change: bool) -> Option<RealFile> {
+    /// The real file behind an inode, if it stays the same one for as long as the inode is known:
+    /// one in upper, open for writing, or a lower one where there is no upper.
+    pub fn backing(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
         let inode = self.inode(ino).ok()?;
-        let (access, could_change) = match self.upper {
-            Some(_) if inode.has_data_in_upper() => (Access::Write, false),
-            Some(_) if may_change && self.getattr(ino).ok()?.stat.size >= LARGE_LOWER => {
-                (Access::Read, true)
-            }
+        let access = match self.upper {
+            Some(_) if inode.has_data_in_upper() => Access::Write,
             Some(_) => return None,
-            None => (Access::Read, false),
+            None => Access::Read,
         };
         let file = self.data(&inode, access);
-        let file = file.inspect_err(|error| log::debug!("no file for the kernel: {error}")).ok()?;
-        Some(RealFile { file, may_change: could_change })
+        file.inspect_err(|error| log::debug!("no file for the kernel: {error}")).ok()
     }
 
     /// Whether a file's data lies in upper.

@@ -65,7 +65,7 @@ pub use copy_ahead::ToCopy;
 pub use copy_up::Wait;
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
-pub use file::{RealFile, Seek, WriteFlags};
+pub use file::{Seek, WriteFlags};
 pub use listing::{Cookie, LayerIndex};
 pub use mount_options::{Atime, MountOptions, UpperForm, UpperOptions};
 pub use ownership::{Overrides, Ownership};

@@ -14,7 +14,6 @@ mod io;
 mod limits;
 mod metadata;
 mod near;
-mod passed_lowers;
 mod program;
 mod requests;
 mod tree;

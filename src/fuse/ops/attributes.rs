@@ -20,29 +20,26 @@ const ROOT: Ino = Ino(1);
 
 impl Ops {
     pub(super) fn getattr(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        let attr = self.overlay.getattr(self.ino(request))?;
-        Ok(reply.attr(&convert::attr(&attr), self.node(attr.ino).1)?)
+        let attr = self.overlay.getattr(request.ino())?;
+        Ok(reply.attr(&convert::attr(&attr), self.ttl)?)
     }
 
     pub(super) fn setattr(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        let (ino, caller) = (self.ino(request), request.caller());
+        let (ino, caller) = (request.ino(), request.caller());
         let change = change(&request.structure()?, SuidGid::AsCallerMay(caller));
-        let (node, opens) = (request.node(), self.opens.as_ref());
-        let is_passthrough = opens.is_some_and(|opens| opens.is_passthrough(node));
+        let is_passthrough = self.opens.as_ref().is_some_and(|opens| opens.is_passthrough(ino));
         let attr = if change.names_nothing() && is_passthrough {
             // No WRITE will say what it drops.
             self.overlay.drop_before_write(ino, caller)?
         } else {
             let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
-            let truncated = opens.filter(|_| change.size.is_some()).map(|opens| opens.write(node));
-            let _truncated = truncated.transpose().inspect_err(|_| self.goes_on_elsewhere(node))?;
             self.overlay.setattr(ino, &change)?
         };
-        Ok(reply.attr(&convert::attr(&attr), self.node(attr.ino).1)?)
+        Ok(reply.attr(&convert::attr(&attr), self.ttl)?)
     }
 
     pub(super) fn readlink(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        Ok(reply.bytes(&self.overlay.readlink(self.ino(request))?)?)
+        Ok(reply.bytes(&self.overlay.readlink(request.ino())?)?)
     }
 
     pub(super) fn statfs(&self, reply: &mut Reply<'_>) -> Result<()> {
@@ -70,7 +67,7 @@ impl Ops {
         let (SetXattrIn { size, flags }, rest) = request.split()?;
         let (name, value) = name(rest)?;
         let value = value.get(..size as usize).ok_or(Errno::INVAL)?;
-        let ino = self.ino(request);
+        let ino = request.ino();
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         Ok(self.overlay.set_xattr_by(request.caller(), ino, name, value, flags)?)
     }
@@ -79,10 +76,10 @@ impl Ops {
         self.check_xattrs()?;
         let (GetXattrIn { size, .. }, rest) = request.split()?;
         let (name, _) = name(rest)?;
-        let value = if self.ino(request) == ROOT && name == STATS_XATTR.as_bytes() {
+        let value = if request.ino() == ROOT && name == STATS_XATTR.as_bytes() {
             self.stats.tell().into_bytes()
         } else {
-            self.overlay.get_xattr(self.ino(request), name)?
+            self.overlay.get_xattr(request.ino(), name)?
         };
         reply_xattr(reply, size, &value)
     }
@@ -90,12 +87,12 @@ impl Ops {
     pub(super) fn listxattr(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         self.check_xattrs()?;
         let GetXattrIn { size, .. } = request.structure()?;
-        reply_xattr(reply, size, &self.overlay.list_xattrs(self.ino(request))?)
+        reply_xattr(reply, size, &self.overlay.list_xattrs(request.ino())?)
     }
 
     pub(super) fn removexattr(&self, request: &Request<'_>) -> Result<()> {
         self.check_xattrs()?;
-        let ino = self.ino(request);
+        let ino = request.ino();
         let (name, _) = name(request.unstructured())?;
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         Ok(self.overlay.remove_xattr(ino, name)?)
@@ -104,7 +101,7 @@ impl Ops {
     pub(super) fn ioctl(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (IoctlIn { cmd, in_size, .. }, data) = request.split()?;
         let data = data.get(..in_size as usize).ok_or(Errno::INVAL)?;
-        let ino = self.ino(request);
+        let ino = request.ino();
         // Of a number, the kernel sends the low 32 bits; of a long, an int.
         match (libc::Ioctl::from(cmd), data) {
             (libc::FS_IOC_GETFLAGS, _) => {

@@ -3,14 +3,14 @@
 use rustix::io::Errno;
 
 use super::super::abi::{
-    self, CopyFileRangeIn, FAllocateIn, FSyncIn, LSeekIn, LSeekOut, OpenIn, OpenOut, ReadIn,
-    WriteIn, WriteOut,
+    self, CopyFileRangeIn, FAllocateIn, FSyncIn, LSeekIn, LSeekOut, OpenOut, ReadIn, WriteIn,
+    WriteOut,
 };
-use super::super::opens::Node;
 use super::super::reply::Reply;
 use super::super::request::Request;
 use super::names::passthrough;
 use super::{Ops, Result};
+use crate::layers::number::Ino;
 use crate::overlay::{Seek, SuidGid, Wait, WriteFlags};
 
 /// Bytes of a copy_file_range(2) that take milliseconds.
@@ -18,13 +18,11 @@ const LONG_RANGE: usize = 4 << 20;
 
 impl Ops {
     pub(super) fn open(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
-        let OpenIn { flags, .. } = request.structure()?;
-        let (node, ino) = (request.node(), self.ino(request));
-        let only_reads = flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
-        let open = opens.open(node, only_reads, |may_change| self.backing(ino, may_change));
-        let opened = match open.inspect_err(|_| self.goes_on_elsewhere(node))? {
-            Some(passed) => passthrough(&passed),
+        let (Some(opens), ino) = (&self.opens, request.ino()) else {
+            return Err(Errno::NOSYS.into());
+        };
+        let opened = match opens.open(ino, || self.backing(ino)) {
+            Some(backing) => passthrough(&backing),
             None => OpenOut { fh: 0, open_flags: self.cached(ino), backing_id: 0 },
         };
         Ok(reply.structure(&opened)?)
@@ -32,7 +30,7 @@ impl Ops {
 
     pub(super) fn release(&self, request: &Request<'_>) {
         if let Some(opens) = &self.opens {
-            opens.release(request.node());
+            opens.release(request.ino());
         }
     }
 
@@ -40,9 +38,9 @@ impl Ops {
         let ReadIn { offset, size, .. } = request.structure()?;
         let room = reply.room(size as usize)?;
         let read = match request.may_wait() {
-            Ok(()) => self.overlay.read(self.ino(request), offset, room)?,
+            Ok(()) => self.overlay.read(request.ino(), offset, room)?,
             Err(elsewhere) => {
-                self.overlay.read_cached(self.ino(request), offset, room)?.ok_or(elsewhere)?
+                self.overlay.read_cached(request.ino(), offset, room)?.ok_or(elsewhere)?
             }
         };
         reply.filled(read);
@@ -56,7 +54,7 @@ impl Ops {
             0 => SuidGid::Keep,
             _ => SuidGid::Drop(request.caller()),
         };
-        let ino = self.ino(request);
+        let ino = request.ino();
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         let written = self.overlay.write(ino, offset, data, WriteFlags { suidgid })?;
         if let Some(file) = self.overlay.grown(ino, offset, written) {
@@ -68,12 +66,12 @@ impl Ops {
     pub(super) fn fsync(&self, request: &Request<'_>) -> Result<()> {
         let FSyncIn { fsync_flags, .. } = request.structure()?;
         let _waiting = request.waits(self.overlay.sync_waits_for())?;
-        Ok(self.overlay.fsync(self.ino(request), fsync_flags & abi::FSYNC_DATA != 0)?)
+        Ok(self.overlay.fsync(request.ino(), fsync_flags & abi::FSYNC_DATA != 0)?)
     }
 
     pub(super) fn fallocate(&self, request: &Request<'_>) -> Result<()> {
         let FAllocateIn { offset, length, mode, .. } = request.structure()?;
-        let (ino, mode) = (self.ino(request), mode.cast_signed());
+        let (ino, mode) = (request.ino(), mode.cast_signed());
         let how = WriteFlags { suidgid: SuidGid::AsCallerMay(request.caller()) };
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
         Ok(self.overlay.fallocate(ino, mode, offset, length, how)?)
@@ -85,7 +83,7 @@ impl Ops {
             libc::SEEK_HOLE => Seek::Hole,
             _ => Seek::Data,
         };
-        let offset = self.overlay.seek(self.ino(request), offset, what)?;
+        let offset = self.overlay.seek(request.ino(), offset, what)?;
         Ok(reply.structure(&LSeekOut { offset })?)
     }
 
@@ -95,7 +93,7 @@ impl Ops {
         reply: &mut Reply<'_>,
     ) -> Result<()> {
         let CopyFileRangeIn { off_in, nodeid_out, off_out, len, .. } = request.structure()?;
-        let (from, to) = (self.ino(request), self.ino_of(Node(nodeid_out)));
+        let (from, to) = (request.ino(), Ino(nodeid_out));
         // The reply has 32 bits for what was copied.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
         let how = WriteFlags { suidgid: SuidGid::AsCallerMay(request.caller()) };

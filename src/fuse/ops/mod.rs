@@ -22,18 +22,18 @@ use std::time::Duration;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::abi::{self, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader};
+use super::abi::{self, BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader};
 use super::awake::Awake;
-use super::device::Device;
+use super::device::{Backing, Device};
 use super::helper::Helper;
 use super::init::Terms;
-use super::opens::{Node, Opens, Passed};
-use super::reply::{self, Answer, Reply};
+use super::opens::Opens;
+use super::reply::{Answer, Reply};
 use super::request::{By, Elsewhere, Request};
 use super::stats::Stats;
-use super::{Allow, Io, MountConfig, cache, convert};
+use super::{Allow, Io, MountConfig};
 use crate::layers::number::Ino;
-use crate::overlay::{Attr, Error, Grown, Overlay, RealFile, ToCopy};
+use crate::overlay::{Error, Grown, Overlay, ToCopy};
 
 /// How long the kernel may believe what it was told, unless the mount says less: until it changes
 /// it itself.
@@ -176,7 +176,7 @@ impl Ops {
         match opcode {
             Opcode::Lookup => self.lookup(request, reply)?,
             Opcode::Forget => {
-                self.forget(self.ino(request), request.structure::<ForgetIn>()?.nlookup);
+                self.forget(request.ino(), request.structure::<ForgetIn>()?.nlookup);
                 return Ok(Answer::Nothing);
             }
             Opcode::BatchForget => {
@@ -241,49 +241,17 @@ impl Ops {
         for _ in 0..count {
             let (one, others) = ForgetOne::read_from_prefix(rest).map_err(|_| Errno::INVAL)?;
             self.stats.count(Opcode::Forget);
-            self.forget(self.ino_of(Node(one.nodeid)), one.nlookup);
+            self.forget(Ino(one.nodeid), one.nlookup);
             rest = others;
         }
         Ok(())
     }
 
-    /// The inode that a request is about.
-    fn ino(&self, request: &Request<'_>) -> Ino {
-        self.ino_of(request.node())
-    }
-
-    fn ino_of(&self, node: Node) -> Ino {
-        self.opens.as_ref().map_or(Ino(node.0), |opens| opens.ino(node))
-    }
-
-    /// By which node the kernel should ask for an inode, and how long it may believe what it is told.
-    fn node(&self, ino: Ino) -> (Node, Duration) {
-        match self.opens.as_ref().map(|opens| opens.node(ino)) {
-            None => (Node(ino.0), self.ttl),
-            Some((node, false)) => (node, self.ttl),
-            Some((node, true)) => (node, Duration::ZERO),
-        }
-    }
-
-    /// What is behind a name.
-    fn entry(&self, attr: &Attr) -> EntryOut {
-        let (node, ttl) = self.node(attr.ino);
-        reply::entry(node.0, &convert::attr(attr), ttl)
-    }
-
     /// The real file, if the kernel can use it itself.
-    fn backing(&self, ino: Ino, may_change: bool) -> Option<Passed> {
-        let RealFile { file, may_change } = self.overlay.backing(ino, may_change)?;
+    fn backing(&self, ino: Ino) -> Option<Backing> {
+        let file = self.overlay.backing(ino)?;
         let opened = self.device.open_backing(std::os::fd::AsFd::as_fd(&file));
-        let backing = opened.inspect_err(|errno| log::debug!("no passthrough: {errno}")).ok()?;
-        Some(Passed { backing, may_change })
-    }
-
-    /// Who came to the first of an inode's two nodes looks it up again.
-    fn goes_on_elsewhere(&self, first: Node) {
-        if let Err(errno) = self.device.invalidate(Ino(first.0), cache::ATTRIBUTES_ALONE) {
-            log::debug!("tell the kernel of {}: {errno}", first.0);
-        }
+        opened.inspect_err(|errno| log::debug!("no passthrough: {errno}")).ok()
     }
 
     /// How a file is opened whose data the daemon reads and writes. What upper has may have been

@@ -7,7 +7,6 @@ use super::super::abi::{
     self, Attr, CreateIn, LinkIn, MkDirIn, MkNodIn, OpenOut, Rename2In, RenameIn,
 };
 use super::super::convert;
-use super::super::opens::{Node as KernelNode, Passed};
 use super::super::reply::{self, Reply};
 use super::super::request::{Request, name};
 use super::{Ops, Result};
@@ -20,8 +19,8 @@ const PERMISSIONS: u32 = 0o7777;
 impl Ops {
     pub(super) fn lookup(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        match self.overlay.lookup(self.ino(request), name) {
-            Ok(attr) => Ok(reply.structure(&self.entry(&attr))?),
+        match self.overlay.lookup(request.ino(), name) {
+            Ok(attr) => Ok(reply.entry(&convert::attr(&attr), self.ttl)?),
             // A missing name that is to be remembered: an entry of inode 0.
             Err(Error::NotFound) => {
                 Ok(reply.structure(&reply::entry(0, &Attr::default(), self.ttl))?)
@@ -31,7 +30,7 @@ impl Ops {
     }
 
     fn make(&self, request: &Request<'_>, name: &[u8], node: &Node<'_>) -> Result<overlay::Attr> {
-        Ok(self.overlay.create(self.ino(request), name, node)?)
+        Ok(self.overlay.create(request.ino(), name, node)?)
     }
 
     pub(super) fn mknod(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -42,7 +41,7 @@ impl Ops {
         };
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner: request.owner() };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        Ok(reply.structure(&self.entry(&attr))?)
+        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
     }
 
     pub(super) fn mkdir(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -50,7 +49,7 @@ impl Ops {
         let (kind, owner) = (NodeKind::Directory, request.owner());
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        Ok(reply.structure(&self.entry(&attr))?)
+        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
     }
 
     pub(super) fn symlink(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -58,7 +57,7 @@ impl Ops {
         let (target, _) = name(rest)?;
         let (kind, owner) = (NodeKind::Symlink(target), request.owner());
         let attr = self.make(request, link_name, &Node { kind, mode: 0o777, umask: 0, owner })?;
-        Ok(reply.structure(&self.entry(&attr))?)
+        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
     }
 
     pub(super) fn create(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -66,34 +65,29 @@ impl Ops {
         let (kind, owner) = (NodeKind::File, request.owner());
         let node = Node { kind, mode: mode & PERMISSIONS, umask, owner };
         let attr = self.make(request, name(rest)?.0, &node)?;
-        let passed = match &self.opens {
-            Some(opens) => {
-                opens.open(KernelNode(attr.ino.0), false, |_| self.backing(attr.ino, false))?
-            }
-            None => None,
-        };
-        reply.structure(&self.entry(&attr))?;
+        let backing = self.opens.as_ref().and_then(|o| o.open(attr.ino, || self.backing(attr.ino)));
+        reply.entry(&convert::attr(&attr), self.ttl)?;
         let cached = OpenOut {
             fh: 0,
             open_flags: abi::open::KEEP_CACHE | abi::open::NOFLUSH,
             backing_id: 0,
         };
-        Ok(reply.structure(&passed.map_or(cached, |passed| passthrough(&passed)))?)
+        Ok(reply.structure(&backing.map_or(cached, |backing| passthrough(&backing)))?)
     }
 
     pub(super) fn unlink(&self, request: &Request<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        Ok(self.overlay.unlink(self.ino(request), name)?)
+        Ok(self.overlay.unlink(request.ino(), name)?)
     }
 
     pub(super) fn rmdir(&self, request: &Request<'_>) -> Result<()> {
         let (name, _) = name(request.unstructured())?;
-        Ok(self.overlay.rmdir(self.ino(request), name)?)
+        Ok(self.overlay.rmdir(request.ino(), name)?)
     }
 
     pub(super) fn rename(&self, request: &Request<'_>) -> Result<()> {
         let (RenameIn { newdir }, names) = request.split()?;
-        self.rename_as(request, self.ino_of(KernelNode(newdir)), names, RenameMode::Replace)
+        self.rename_as(request, Ino(newdir), names, RenameMode::Replace)
     }
 
     pub(super) fn rename2(&self, request: &Request<'_>) -> Result<()> {
@@ -104,7 +98,7 @@ impl Ops {
             flags if flags.is_empty() => RenameMode::Replace,
             _ => return Err(Errno::INVAL.into()), // as the kernel's overlayfs
         };
-        self.rename_as(request, self.ino_of(KernelNode(newdir)), names, mode)
+        self.rename_as(request, Ino(newdir), names, mode)
     }
 
     fn rename_as(
@@ -116,28 +110,28 @@ impl Ops {
     ) -> Result<()> {
         let (old, rest) = name(names)?;
         let (new, _) = name(rest)?;
-        let mut wait = self.overlay.rename_waits_for(self.ino(request), old);
+        let mut wait = self.overlay.rename_waits_for(request.ino(), old);
         if mode == RenameMode::Exchange {
             wait = wait.max(self.overlay.rename_waits_for(newparent, new));
         }
         let _waiting = request.waits(wait)?;
-        Ok(self.overlay.rename(self.ino(request), old, newparent, new, mode)?)
+        Ok(self.overlay.rename(request.ino(), old, newparent, new, mode)?)
     }
 
     pub(super) fn link(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (LinkIn { oldnodeid }, rest) = request.split()?;
-        let ino = self.ino_of(KernelNode(oldnodeid));
+        let ino = Ino(oldnodeid);
         let _waiting = request.waits(self.overlay.copy_up_waits_for(ino))?;
-        let attr = self.overlay.link(ino, self.ino(request), name(rest)?.0)?;
-        Ok(reply.structure(&self.entry(&attr))?)
+        let attr = self.overlay.link(ino, request.ino(), name(rest)?.0)?;
+        Ok(reply.entry(&convert::attr(&attr), self.ttl)?)
     }
 }
 
 /// How a file is opened that the kernel reads and writes itself.
-pub(super) fn passthrough(passed: &Passed) -> OpenOut {
+pub(super) fn passthrough(backing: &super::Backing) -> OpenOut {
     OpenOut {
         fh: 0,
         open_flags: abi::open::PASSTHROUGH | abi::open::NOFLUSH,
-        backing_id: passed.backing.number,
+        backing_id: backing.number,
     }
 }
