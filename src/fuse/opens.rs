@@ -26,6 +26,8 @@ struct Open {
     /// The real file, if the kernel uses it itself.
     backing: Option<Arc<Backing>>,
     count: u64,
+    /// Bytes that the daemon has read for them.
+    read: u64,
 }
 
 impl Opens {
@@ -36,20 +38,27 @@ impl Opens {
         choose: impl FnOnce() -> Option<Backing>,
     ) -> Option<Arc<Backing>> {
         let mut opens = self.0.lock();
-        let new = || Open { backing: choose().map(Arc::new), count: 0 };
+        let new = || Open { backing: choose().map(Arc::new), count: 0, read: 0 };
         let open = opens.entry(ino).or_insert_with(new);
         open.count += 1;
         open.backing.clone()
     }
 
-    /// Counts an open that has ended.
-    pub(super) fn release(&self, ino: Ino) {
+    /// Counts bytes that the daemon reads.
+    pub(super) fn count_read(&self, ino: Ino, bytes: usize) {
+        if let Some(open) = self.0.lock().get_mut(&ino) {
+            open.read = open.read.saturating_add(bytes as u64);
+        }
+    }
+
+    /// Counts an open that has ended. If it was the last, returns how much the daemon has read for all.
+    pub(super) fn release(&self, ino: Ino) -> Option<u64> {
         let mut opens = self.0.lock();
-        let Some(open) = opens.get_mut(&ino) else { return };
+        let open = opens.get_mut(&ino)?;
         open.count -= 1;
-        let ended = (open.count == 0).then(|| opens.remove(&ino));
+        let ended = (open.count == 0).then(|| opens.remove(&ino)).flatten();
         drop(opens);
-        drop(ended); // tells the kernel
+        ended.map(|open| open.read) // tells the kernel
     }
 
     /// Whether the kernel writes the file itself at present.

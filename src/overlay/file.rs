@@ -15,6 +15,7 @@ use super::inode::Inode;
 use super::ownership::read_target;
 use super::real::{Access, OpenData};
 use super::suidgid::SuidGid;
+use super::watcher::Stale;
 use super::{Atime, Overlay};
 use crate::layers::number::Ino;
 use crate::sys::{self, Errno};
@@ -25,6 +26,19 @@ const LARGE_READ: usize = 128 << 10;
 
 /// How far back a page of the layer's filesystem may begin that ends where a read does.
 const LARGEST_FOLIO: u64 = 4 << 20;
+
+/// Bytes of a lower file from which on it is worth not to have it in memory for each mount.
+const LARGE_FILE: u64 = 32 << 20;
+
+/// Where a large lower file that was read stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// In the mount's page cache: who reads it again there asks nobody.
+    Mount,
+    /// In that of the layer's filesystem: other mounts find it there. The mount's goes when nobody has
+    /// the file open any more, so this takes who tells of that.
+    Layer,
+}
 
 /// Drops what was read up to `end` from the page cache of the layer's filesystem: the kernel keeps
 /// it for the mount, and need not keep it twice.
@@ -96,12 +110,32 @@ impl Overlay {
         if offset == 0 {
             self.was_accessed(inode);
         }
-        if !in_upper && done >= LARGE_READ {
+        let keeps = self.keeps.get().copied().unwrap_or(Keeps::Mount);
+        if !in_upper && done >= LARGE_READ && keeps == Keeps::Mount {
             forget_read(fd, offset + done as u64);
         }
         if self.atime == Atime::Always && *in_upper {
             let marked = sys::set_times(fd.as_fd(), Some(sys::TimeChange::Now), None);
             best_effort("mark an access", marked);
+        }
+    }
+
+    /// Sets where large lower files stay in memory, once.
+    pub fn keep_large_files(&self, keeps: Keeps) {
+        let set = self.keeps.set(keeps);
+        debug_assert!(set.is_ok(), "called twice");
+    }
+
+    /// Nobody has `ino` open any more, and `bytes` of it were read since somebody had. A large lower file
+    /// that was read from end to end leaves the mount's page cache, if the layer's is to keep it; not one
+    /// of which parts were read, for it may be mapped again soon, as libraries are.
+    pub fn was_closed(&self, ino: Ino, bytes: u64) {
+        let is_kept = self.keeps.get() == Some(&Keeps::Layer) && bytes >= LARGE_FILE;
+        let Some(inode) = is_kept.then(|| self.inode(ino).ok()).flatten() else { return };
+        if !inode.has_data_in_upper()
+            && self.getattr(ino).is_ok_and(|attr| (LARGE_FILE..=bytes).contains(&attr.stat.size))
+        {
+            self.watcher.tell_of(Stale::Data(ino));
         }
     }
 

@@ -58,14 +58,14 @@ mod write_behind;
 mod xattr;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use attr::{Attr, Owner, SetAttr, StatFs};
 pub use copy_ahead::ToCopy;
 pub use copy_up::Wait;
 pub use create::{Node, NodeKind};
 pub use error::{Error, Result};
-pub use file::{Seek, WriteFlags};
+pub use file::{Keeps, Seek, WriteFlags};
 pub use listing::{Cookie, LayerIndex};
 pub use mount_options::{Atime, MountOptions, UpperForm, UpperOptions};
 pub use ownership::{Overrides, Ownership};
@@ -110,6 +110,7 @@ pub struct Overlay {
     lower_devices: bool,
     static_nlink: bool,
     watcher: Watcher,
+    keeps: OnceLock<Keeps>,
     /// The xattrs in which rich layers hold their pointers.
     namespace: Namespace,
     /// Whether operations may leave pointers in upper.
@@ -161,6 +162,7 @@ impl Overlay {
             lower_devices: options.lower_devices,
             static_nlink: options.static_nlink,
             watcher: Watcher::default(),
+            keeps: OnceLock::new(),
             namespace,
             makes_pointers,
             numbering,

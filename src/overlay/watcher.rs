@@ -15,6 +15,8 @@ pub enum Stale {
     Attributes(Ino),
     /// A directory's names: to list them again brings the attributes of all.
     Listing(Ino),
+    /// A file's data: the layer's filesystem has it in memory, too.
+    Data(Ino),
 }
 
 /// See [`Overlay::watch`].
@@ -30,7 +32,7 @@ impl Watcher {
         self.tell_of(Stale::Attributes(ino));
     }
 
-    fn tell_of(&self, stale: Stale) -> bool {
+    pub(super) fn tell_of(&self, stale: Stale) -> bool {
         self.0.get().is_some_and(|watcher| watcher(stale))
     }
 }

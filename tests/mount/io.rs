@@ -1,12 +1,15 @@
 //! Who reads and writes the data: the modes of `--io` show the same, and never write a lower file.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 
+use rustix::io::ReadWriteFlags;
+
 use crate::common::is_root;
-use crate::common::mounted::{Mount, fails, plyfs, run};
+use crate::common::mounted::{Mount, fails, plyfs, run, wait_until};
 use crate::need_mount;
 
 /// The modes that can be had here.
@@ -119,6 +122,53 @@ fn passthrough_asks_the_daemon_for_no_data() {
     assert_eq!(std::fs::read(m.at("new")).unwrap(), data);
     assert_eq!((m.count("READ"), m.count("OPEN")), (0, 1));
     assert!(File::options().write(true).open(m.at("new")).is_err());
+}
+
+/// Which of a file's data is in the page cache of its filesystem, in parts of 1 MiB.
+fn cached(path: &Path) -> Vec<bool> {
+    let file = File::open(path).unwrap();
+    let parts = 0..file.metadata().unwrap().size() >> 20;
+    let is_there = |n: u64| {
+        let mut byte = [0];
+        let part = &mut [IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(&file, part, n << 20, ReadWriteFlags::NOWAIT).is_ok()
+    };
+    parts.map(is_there).collect()
+}
+
+#[test]
+fn a_large_lower_file_that_was_read_is_in_memory_once() {
+    need_mount!();
+    for mode in modes() {
+        let mut m = Mount::unmounted(&[""]);
+        let data: Vec<u8> = (0..10u32 << 20).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(m.lower(0).join("f"), &data).unwrap();
+        File::open(m.lower(0).join("f")).unwrap().sync_all().unwrap();
+        m.options = vec!["--io".to_owned(), mode.to_owned()];
+        m.mount();
+        let read = |size: usize| {
+            let (before, mut read) = (m.count("READ"), vec![0; size]);
+            File::open(m.at("f")).unwrap().read_exact(&mut read).unwrap();
+            assert!(read == data[..size]);
+            m.count("READ") - before
+        };
+        assert!(read(data.len()) > 0, "{mode}");
+        if mode == "passthrough" {
+            // Dropped when the file was closed, of which nobody waits for.
+            wait_until("the mount has it no more", || read(data.len()) > 100);
+            assert!(cached(&m.lower(0).join("f")).iter().all(|there| *there));
+            wait_until("the mount has it no more", || read(1 << 20) > 0);
+            // Who reads parts comes again, maybe.
+            wait_until("the mount keeps it", || read(1 << 20) == 0);
+        } else {
+            wait_until("the mount keeps it", || read(data.len()) == 0);
+        }
+        // Where it was written it stays.
+        open_both(&m).write_all(b"new").unwrap();
+        let mut start = [0; 4];
+        File::open(m.at("f")).unwrap().read_exact(&mut start).unwrap();
+        assert_eq!(start[..3], *b"new");
+    }
 }
 
 #[test]

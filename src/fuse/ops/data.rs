@@ -30,7 +30,10 @@ impl Ops {
 
     pub(super) fn release(&self, request: &Request<'_>) {
         if let Some(opens) = &self.opens {
-            opens.release(request.ino());
+            let ino = request.ino();
+            if let Some(read) = opens.release(ino) {
+                self.overlay.was_closed(ino, read);
+            }
         }
     }
 
@@ -43,6 +46,9 @@ impl Ops {
                 self.overlay.read_cached(request.ino(), offset, room)?.ok_or(elsewhere)?
             }
         };
+        if let Some(opens) = &self.opens {
+            opens.count_read(request.ino(), read);
+        }
         reply.filled(read);
         Ok(())
     }

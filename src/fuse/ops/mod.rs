@@ -33,7 +33,7 @@ use super::request::{By, Elsewhere, Request};
 use super::stats::Stats;
 use super::{Allow, Io, MountConfig};
 use crate::layers::number::Ino;
-use crate::overlay::{Error, Grown, Overlay, ToCopy};
+use crate::overlay::{Error, Grown, Keeps, Overlay, ToCopy};
 
 /// How long the kernel may believe what it was told, unless the mount says less: until it changes
 /// it itself.
@@ -120,6 +120,9 @@ impl Ops {
                 copiers.give(files);
             }
         });
+        // Only where the kernel tells of opens it tells when they end.
+        let opens = (config.io == Io::Passthrough).then(Opens::default);
+        overlay.keep_large_files(if opens.is_some() { Keeps::Layer } else { Keeps::Mount });
         Self {
             ahead: Helper::new("ahead", 1, move |dir, goes_on| reads.read_ahead(dir, goes_on)),
             _copiers: copiers,
@@ -131,7 +134,7 @@ impl Ops {
             ttl: config.timeout.unwrap_or(FOREVER).min(FOREVER),
             xattrs: config.xattrs,
             owner: (config.allow == Allow::OwnerAndRoot).then_some(us),
-            opens: (config.io == Io::Passthrough).then(Opens::default),
+            opens,
         }
     }
 
