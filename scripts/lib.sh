@@ -36,6 +36,19 @@ check_fuse() {
     fi
 }
 
+# in_memory COMMAND... — runs it with its temporary files in a tmpfs, if there is one with user xattrs
+# (Linux 6.6), and 8 GB for it.
+in_memory() (
+    room=$(df --output=avail -t tmpfs /dev/shm 2>/dev/null | tail -n 1)
+    memory=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)
+    least=8000000 # KiB
+    if [ "${room:-0}" -ge $least ] && [ "${memory:-0}" -ge $least ] && dir=$(mktemp -d /dev/shm/plyfs.XXXXXX); then
+        trap 'rm -rf --one-file-system "$dir"' EXIT
+        if setfattr -n user.plyfs -v 1 "$dir" 2>/dev/null; then export TMPDIR=$dir; fi
+    fi
+    "$@"
+)
+
 # Runs a command while the kernel offers io_uring to FUSE mounts, with tests that use it.
 uring_switch=/sys/module/fuse/parameters/enable_uring
 with_uring() (

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use rustix::io::ReadWriteFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::common::is_root;
 use crate::common::mounted::{Mount, fails, plyfs, run, wait_until};
@@ -131,7 +131,8 @@ fn cached(path: &Path) -> Vec<bool> {
     let is_there = |n: u64| {
         let mut byte = [0];
         let part = &mut [IoSliceMut::new(&mut byte)];
-        rustix::io::preadv2(&file, part, n << 20, ReadWriteFlags::NOWAIT).is_ok()
+        let read = rustix::io::preadv2(&file, part, n << 20, ReadWriteFlags::NOWAIT);
+        read != Err(Errno::AGAIN) // some filesystems do not tell
     };
     parts.map(is_there).collect()
 }
