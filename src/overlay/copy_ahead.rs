@@ -227,7 +227,7 @@ impl Listing {
             ahead.extend(names.take(wanted - run.ahead).cloned());
         }
         run.next = next;
-        if run.next.is_none() {
+        if run.next.is_none() && run.is_long() {
             run.sorted = None; // it was the last one
         }
         run.ahead += ahead.len();
