@@ -44,6 +44,7 @@ in_memory() (
     least=8000000 # KiB
     if [ "${room:-0}" -ge $least ] && [ "${memory:-0}" -ge $least ] && dir=$(mktemp -d /dev/shm/plyfs.XXXXXX); then
         trap 'rm -rf --one-file-system "$dir"' EXIT
+        chmod 1777 "$dir" # as /tmp: tests run programs as other users
         if setfattr -n user.plyfs -v 1 "$dir" 2>/dev/null; then export TMPDIR=$dir; fi
     fi
     "$@"
