@@ -39,7 +39,7 @@ check_fuse() {
 # in_memory COMMAND... — runs it with its temporary files in a tmpfs, if there is one with user xattrs
 # (Linux 6.6), and 8 GB for it.
 in_memory() (
-    room=$(df --output=avail -t tmpfs /dev/shm 2>/dev/null | tail -n 1)
+    room=$(df --output=avail -t tmpfs /dev/shm 2>/dev/null | tail -n 1) || room=0
     memory=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo)
     least=8000000 # KiB
     if [ "${room:-0}" -ge $least ] && [ "${memory:-0}" -ge $least ] && dir=$(mktemp -d /dev/shm/plyfs.XXXXXX); then

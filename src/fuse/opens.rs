@@ -58,7 +58,9 @@ impl Opens {
         open.count -= 1;
         let ended = (open.count == 0).then(|| opens.remove(&ino)).flatten();
         drop(opens);
-        ended.map(|open| open.read) // tells the kernel
+        let read = ended.as_ref().map(|open| open.read);
+        drop(ended); // tells the kernel
+        read
     }
 
     /// Whether the kernel writes the file itself at present.

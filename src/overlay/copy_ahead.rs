@@ -24,9 +24,9 @@ use crate::sys::{FileType, Stat, Timestamp};
 
 /// Files copied up in order, after which the next ones are copied ahead.
 const LEAST_RUN: u32 = 3;
-/// Files copied up whose names grow, after which they are taken to come in the order of their names, and
-/// names of a directory up to which it is worth to sort them.
+/// Files copied up whose names grow, after which they are taken to come in the order of their names.
 const LEAST_GROWING: u32 = 4;
+/// Names of a directory up to which it is worth to sort them.
 const MOST_SORTED: usize = 20_000;
 /// Files copied ahead then, twice as many at the next file, and so on, up to the second.
 const FIRST_AHEAD: usize = 2;
@@ -132,8 +132,9 @@ impl<'a> LowerFiles<'a> {
             }
             Order::Names => {
                 let begin = sorted.partition_point(|other| **other < *name);
-                let entries = sorted[begin..].iter().filter_map(|name| names.get(hashing, name));
-                Box::new(entries.take(FAR).filter(|entry| is_lower_file(entry)))
+                let near = sorted[begin..].iter().take(FAR);
+                let entries = near.filter_map(|name| names.get(hashing, name));
+                Box::new(entries.filter(|entry| is_lower_file(entry)))
             }
         }
     }
@@ -167,6 +168,8 @@ impl Listing {
     /// Notes that the file `name` was copied up; the one before, maybe in another directory, was in a long
     /// run of this order. Returns the files to copy ahead.
     fn copied_up(&mut self, hashing: &Hashing, name: &Name, was_in: Option<Order>) -> Vec<Name> {
+        // By their names files of a new directory are come to, if at all, from its first one on.
+        let was_in = was_in.filter(|order| self.run.is_none() || *order == Order::Listing);
         let mut run = self.run.take().unwrap_or_else(|| Box::new(Run::of(name.clone())));
         let comes_next = self.goes_on(hashing, &mut run, name, was_in);
         let ahead = if comes_next { self.next_after(hashing, &mut run, name) } else { Vec::new() };

@@ -127,14 +127,14 @@ impl Overlay {
     }
 
     /// Nobody has `ino` open any more, and `bytes` of it were read since somebody had. A large lower file
-    /// that was read from end to end leaves the mount's page cache, if the layer's is to keep it; not one
-    /// of which parts were read, for it may be mapped again soon, as libraries are.
+    /// most of which was read leaves the mount's page cache, if the layer's is to keep it; not one of
+    /// which parts were read, for it may be mapped again soon, as libraries are.
     pub fn was_closed(&self, ino: Ino, bytes: u64) {
-        let is_kept = self.keeps.get() == Some(&Keeps::Layer) && bytes >= LARGE_FILE;
+        let is_kept = self.keeps.get() == Some(&Keeps::Layer) && bytes >= LARGE_FILE / 2;
         let Some(inode) = is_kept.then(|| self.inode(ino).ok()).flatten() else { return };
-        if !inode.has_data_in_upper()
-            && self.getattr(ino).is_ok_and(|attr| (LARGE_FILE..=bytes).contains(&attr.stat.size))
-        {
+        let is_most = |size: u64| size >= LARGE_FILE && bytes >= size - size / 4;
+        let was_read = self.getattr(ino).is_ok_and(|attr| is_most(attr.stat.size));
+        if was_read && !inode.has_data_in_upper() {
             self.watcher.tell_of(Stale::Data(ino));
         }
     }

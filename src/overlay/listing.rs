@@ -10,7 +10,7 @@
 //! process: nobody can prepare names that collide.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::Deref;
 use std::{fmt, iter};
 
@@ -136,7 +136,13 @@ pub(super) struct Listing {
 
 /// Hashes names to cookies; one per mount.
 #[derive(Debug, Default)]
-pub(super) struct Hashing(RandomState);
+pub(super) struct Hashing(Keys);
+
+#[cfg(not(test))]
+type Keys = std::hash::RandomState;
+/// Unit tests see the same order each time.
+#[cfg(test)]
+type Keys = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
 impl Hashing {
     /// Where a name comes in a listing, if no other has its hash.
